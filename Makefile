@@ -1,0 +1,58 @@
+# make serve and make test are all a new user needs; everything else builds on the same two environments' stamps.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Text pairs and evaluation sets for `make model` and `make evaluate`; see README, "Train".
+ME5_DATA ?=
+# An index with CPU builds of torch, on machines whose pip does not know one: make test TORCH_INDEX=…
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SERVE_STAMP := $(VENV)/.installed-serve
+TEST_STAMP := $(VENV)/.installed-test
+
+.PHONY: install serve test check bench soak model evaluate clean
+
+install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
+
+serve: $(SERVE_STAMP)  ## the gateway on http://127.0.0.1:8080 (ME5_PORT)
+	$(BIN)/python -m service serve
+
+test: $(TEST_STAMP)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(TEST_STAMP)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(TEST_STAMP)  ## the gateway against its own engine, as ratios
+	$(BIN)/python tests/benchmarks/bench_gateway.py
+
+soak: $(TEST_STAMP)  ## memory over 20 000 mixed requests
+	ME5_TEST_REQUESTS=20000 $(BIN)/python -m pytest tests/test_lifecycle.py -k memory
+
+model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
+	$(BIN)/python -m training pretrain training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
+	$(BIN)/python -m training export runs/me5_nano/final --name me5_nano --weights int8 --max-bytes 40000000
+
+evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
+	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --quick
+
+clean:  ## the environment, caches and runs
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "me5 needs Python 3.11 or newer; make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cpu,openvino]'
+	touch $@
+
+# torch first and by itself: a CPU build satisfies what the other packages ask for.
+$(TEST_STAMP): $(SERVE_STAMP)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
+	$(PIP) -e '.[cpu,openvino,triton,training,dev]'
+	touch $@

@@ -1,0 +1,123 @@
+"""The command line: python -m service serve | embed | check | pull."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+
+from service.errors import Me5Error
+from service.settings import PREFIX, load_settings
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help="Serve Multilingual E5 text embeddings. Settings are ME5_* variables; `check` prints them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """One line on stderr and exit code 2 for the errors that are ours; a traceback is for faults of the code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except Me5Error as error:
+            print(f"me5: {error.message}", file=sys.stderr)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+@app.command()
+@plain_errors
+def serve() -> None:
+    """Start the gateway; SIGTERM drains it."""
+    from service.server import run
+
+    run(load_settings())
+
+
+@app.command()
+@plain_errors
+def check() -> None:
+    """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
+    from service.embedder import Embedder
+    from service.metrics import Metrics
+
+    settings = load_settings()
+    for name, value in settings.model_dump().items():
+        print(f"{PREFIX}{name.upper()}={value}")
+
+    async def prove() -> dict[str, str]:
+        embedder = Embedder(settings, Metrics())
+        await embedder.start()
+        await embedder.stop()
+        return {**embedder.about(), "golden_cosine": f"{embedder.proof_cosine:.6f}"}
+
+    print(json.dumps(asyncio.run(prove()), indent=2))
+
+
+@app.command()
+@plain_errors
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of standard input")] = None,
+    role: Annotated[str, typer.Option(help="query or passage, or an alias")] = "query",
+    instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
+) -> None:
+    """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
+    from service.embedder import Ask, Embedder
+    from service.metrics import Metrics
+    from service.recipe.prompts import role_of
+
+    inputs = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    settings = load_settings()
+
+    async def run() -> None:
+        embedder = Embedder(settings, Metrics())
+        await embedder.start()
+        for start in range(0, len(inputs), settings.max_inputs):
+            part = inputs[start : start + settings.max_inputs]
+            answer = await embedder.embed(
+                Ask([*part], role=role_of(role), input_type=role, instruction=instruction, timeout_s=86_400)
+            )
+            for index, text in enumerate(part):
+                row = {
+                    "text": text,
+                    "tokens": answer.tokens[index],
+                    "truncated": index in answer.truncated,
+                    "vector": [round(float(part), 7) for part in answer.vectors[index]],
+                }
+                print(json.dumps(row, ensure_ascii=False))
+        await embedder.stop()
+
+    asyncio.run(run())
+
+
+@app.command()
+@plain_errors
+def pull(
+    source: Annotated[str, typer.Argument(help="a published repository, or a local folder in its layout")],
+    published: Annotated[
+        str | None, typer.Option("--as", help="for a folder: which published checkpoint it holds")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the repository")] = None,
+) -> None:
+    """Fetch a published checkpoint's ONNX files into the model repository, with spec.json and golden.json."""
+    from service.pull import pull as pull_model
+
+    folder = pull_model(source, load_settings().model_repo, published=published, revision=revision)
+    print(f"{folder} is ready: ME5_MODEL={folder.parent.name} python -m service serve")
+
+
+if __name__ == "__main__":
+    app()

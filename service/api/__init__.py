@@ -1,0 +1,1 @@
+"""One thin file per wire contract; each turns its request into the same Embedder call."""

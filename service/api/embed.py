@@ -1,0 +1,249 @@
+"""The routes of Text Embeddings Inference, with E5's roles added: /embed, /similarity, /tokenize, /decode, /info.
+
+Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.rs, version 1.9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from starlette.requests import Request
+from starlette.responses import Response
+from tokenizers import Encoding
+
+from service import __version__
+from service.api.answering import LANE_HEADER, answer, headers_of, json_response, timeout_s_of
+from service.api.reading import Body, embedder_of, parse_inputs, read
+from service.api.schema import schema_of
+from service.batching import LANES, Lane
+from service.embedder import Ask, Embedder
+from service.errors import EmptyInput, InvalidInput
+from service.recipe.prompts import INPUT_TYPES, PromptedText, Role, role_of
+
+router = APIRouter()
+
+INPUTS_SCHEMA = {
+    "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
+    "oneOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}},
+        {"type": "array", "items": {"type": "integer"}},
+    ],
+    "examples": [["query: how tall is the Fernsehturm?", "passage: Der Fernsehturm ist 368 Meter hoch."]],
+}
+Inputs = Annotated[JsonValue, WithJsonSchema(INPUTS_SCHEMA)]
+# TEI takes both spellings, and clients send both.
+Side = Annotated[Literal["left", "right"], BeforeValidator(lambda value: str(value).lower())]
+InputTypeName = Annotated[str, WithJsonSchema({"type": "string", "enum": list(INPUT_TYPES)})]
+
+
+class Options(Body):
+    """What a request may say of how its texts are read. prompt_name is TEI's name for the role."""
+
+    truncate: bool | None = None
+    truncation_direction: Side = "right"
+    prompt_name: InputTypeName | None = None
+    input_type: InputTypeName | None = None
+    instruction: str | None = Field(default=None, min_length=1, description="for instruct models, on the query side")
+
+
+class EmbedBody(Options):
+    """POST /embed."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["inputs"]})
+    inputs: Inputs
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+class SimilarityInputs(Body):
+    """One text, and the texts to compare it with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityBody(Body):
+    """POST /similarity."""
+
+    inputs: SimilarityInputs
+    parameters: Options | None = None
+
+
+class TokenizeBody(Body):
+    """POST /tokenize."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: InputTypeName | None = None
+    input_type: InputTypeName | None = None
+
+
+class DecodeBody(Body):
+    """POST /decode."""
+
+    ids: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+
+
+@router.post("/embed", openapi_extra=schema_of(EmbedBody), summary="Texts to vectors")
+@router.post("/", openapi_extra=schema_of(EmbedBody), summary="The same as /embed")
+async def embed(request: Request) -> Response:
+    """A list of vectors, one per input, in order; always a list of lists."""
+    body = await read(request, EmbedBody)
+    found = await answer(
+        request, ask_of(request, parse_inputs(body.inputs, "inputs"), body, body.normalize, body.dimensions)
+    )
+    return json_response(found.vectors, headers_of(request, found))
+
+
+@router.post("/similarity", openapi_extra=schema_of(SimilarityBody), summary="One text against others")
+async def similarity(request: Request) -> Response:
+    """The cosine of the source sentence with each of the sentences."""
+    body = await read(request, SimilarityBody)
+    texts: list[str | list[int]] = [body.inputs.source_sentence, *body.inputs.sentences]
+    if not body.inputs.sentences:
+        raise EmptyInput("`inputs.sentences` cannot be empty")
+    if not all(texts):
+        raise EmptyInput("`inputs.source_sentence` and `inputs.sentences` cannot hold empty texts")
+    found = await answer(request, ask_of(request, texts, body.parameters or Options()))
+    return json_response(found.vectors[1:] @ found.vectors[0], headers_of(request, found))
+
+
+@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody), summary="Texts to tokens")
+async def tokenize(request: Request) -> Response:
+    """Every token of each text, prompt included, never cut; start and stop are bytes of the prompted text."""
+    body = await read(request, TokenizeBody)
+    embedder = embedder_of(request)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    ask = ask_of(request, [*texts], Options(prompt_name=body.prompt_name, input_type=body.input_type))
+    if len(texts) > embedder.settings.max_inputs:
+        raise InvalidInput(f"batch size {len(texts)} > maximum allowed batch size {embedder.settings.max_inputs}")
+    rows = await asyncio.to_thread(_tokenize, embedder, embedder.prompted(ask), body.add_special_tokens)
+    return json_response(rows)
+
+
+@router.post("/decode", openapi_extra=schema_of(DecodeBody), summary="Token ids to texts")
+async def decode(request: Request) -> Response:
+    """One text for each list of ids."""
+    body = await read(request, DecodeBody)
+    tokenizer = embedder_of(request).model.tokenizer
+    flat = [part for part in body.ids if isinstance(part, int)]
+    rows = [row for row in body.ids if isinstance(row, list)] or [flat]
+    size = tokenizer.get_vocab_size()
+    for index, row in enumerate(rows):
+        wrong = [part for part in row if not 0 <= part < size]
+        if wrong:
+            raise InvalidInput(f"ids {index}: {wrong[0]} is outside this model's vocabulary of {size}")
+    texts = await asyncio.to_thread(tokenizer.decode_batch, rows, skip_special_tokens=body.skip_special_tokens)
+    return json_response(texts)
+
+
+@router.get("/info", summary="The model and the limits")
+async def info(request: Request) -> Response:
+    """TEI's fields, then this server's own."""
+    embedder = embedder_of(request)
+    settings, spec, about = embedder.settings, embedder.model.spec, embedder.about()
+    return json_response(
+        {
+            "model_id": spec.name,
+            "model_sha": spec.files.get("model.onnx"),
+            "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[
+                about["precision"]
+            ],
+            "served_model_name": spec.name,
+            "model_type": {"embedding": {"pooling": "mean"}},
+            # Requests are admitted by tokens, not by number; TEI's field has to be a number all the same.
+            "max_concurrent_requests": settings.max_queued_tokens,
+            "max_input_length": spec.max_tokens,
+            "max_batch_tokens": settings.max_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_inputs,
+            "auto_truncate": settings.truncate,
+            "tokenization_workers": 2,
+            "version": __version__,
+            "sha": None,
+            "docker_label": None,
+            "model_version": embedder.model.version,
+            "model_source": spec.source,
+            "dimension": spec.dimension,
+            "weights": spec.weights,
+            "engine": about["engine"],
+            "precision": about["precision"],
+            "device": about["device"],
+            "golden": {"source": about["golden_source"], "cosine": embedder.proof_cosine},
+            "default_role": settings.default_role,
+            "prompts": {
+                "query": spec.prompts.prefix("query"),
+                "passage": spec.prompts.prefix("passage"),
+                "instruct": spec.prompts.instruct,
+            },
+            "max_queued_tokens": settings.max_queued_tokens,
+            "max_body_bytes": settings.max_body_bytes,
+        }
+    )
+
+
+def ask_of(
+    request: Request,
+    inputs: list[str | list[int]],
+    options: Options,
+    normalize: bool = True,
+    dimensions: int | None = None,
+    default_role: Role | None = None,
+) -> Ask:
+    """The embedder's question from a route's options and the request's headers."""
+    input_type = options.input_type or options.prompt_name
+    if options.input_type and options.prompt_name and role_of(options.input_type) != role_of(options.prompt_name):
+        raise InvalidInput(
+            f"`input_type` {options.input_type!r} and `prompt_name` {options.prompt_name!r} are different roles; "
+            "send one of them"
+        )
+    return Ask(
+        inputs=inputs,
+        role=role_of(input_type) if input_type else default_role,
+        input_type=input_type,
+        instruction=options.instruction,
+        truncate=options.truncate,
+        direction=options.truncation_direction,
+        normalize=normalize,
+        dimensions=dimensions,
+        lane=_lane_of(request),
+        timeout_s=timeout_s_of(request),
+    )
+
+
+def _lane_of(request: Request) -> Lane | None:
+    given = request.headers.get(LANE_HEADER)
+    if given is None:
+        return None
+    for lane in LANES:
+        if given == lane:
+            return lane
+    raise InvalidInput(f"{LANE_HEADER} is {given[:40]!r}; use one of {', '.join(LANES)}")
+
+
+def _tokenize(embedder: Embedder, texts: list[PromptedText], special: bool) -> list[list[dict[str, object]]]:
+    encodings = embedder.model.tokenizer.encode_batch([item.text for item in texts], add_special_tokens=special)
+    return [_tokens_of(encoding, item.text) for encoding, item in zip(encodings, texts, strict=True)]
+
+
+def _tokens_of(encoding: Encoding, text: str) -> list[dict[str, object]]:
+    # The library counts characters, TEI's contract bytes.
+    at = np.cumsum([0, *(len(char.encode("utf-8")) for char in text)])
+    return [
+        {
+            "id": token_id,
+            "text": token if special else text[start:stop],
+            "special": bool(special),
+            "start": None if special else int(at[start]),
+            "stop": None if special else int(at[stop]),
+        }
+        for token_id, token, special, (start, stop) in zip(
+            encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+        )
+    ]

@@ -1,0 +1,100 @@
+"""OpenAI's POST /v1/embeddings and GET /v1/models, with E5's roles added.
+
+Contract: OpenAI API reference, "Create embeddings", and what the openai package sends (it asks for base64 unless told
+otherwise).
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import ConfigDict
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.answering import answer, headers_of, json_response, rows_of
+from service.api.embed import Inputs, Options, ask_of
+from service.api.reading import embedder_of, parse_inputs, read
+from service.api.schema import schema_of
+from service.errors import InvalidInput, MalformedRequest
+from service.recipe.prompts import Role
+
+router = APIRouter(prefix="/v1")
+
+
+class EmbeddingsBody(Options):
+    """POST /v1/embeddings. The fields beyond OpenAI's own are reached by `extra_body` of its client."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["input"]})
+    input: Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+    normalize: bool = True
+
+
+@router.post("/embeddings", openapi_extra=schema_of(EmbeddingsBody), summary="OpenAI's embeddings")
+async def embeddings(request: Request) -> Response:
+    """OpenAI's list of embeddings. A `-query` or `-passage` suffix on the model's name sets the role."""
+    body = await read(request, EmbeddingsBody)
+    embedder = embedder_of(request)
+    inputs = parse_inputs(body.input, "input")
+    foreign = [index for index, item in enumerate(inputs) if not isinstance(item, str)]
+    if foreign:
+        # LangChain sends ids of OpenAI's own vocabulary by default; embedding them would give nonsense in silence.
+        raise MalformedRequest(
+            f"`input` holds token ids (input {foreign[0]}), which this model can't tell from another vocabulary's; "
+            "send texts (langchain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to "
+            "POST /embed"
+        )
+    name, role = split_model_name(body.model or "")
+    if name and name != embedder.model.spec.name:
+        embedder.metrics.foreign_model_names.inc()
+    found = await answer(request, ask_of(request, inputs, body, body.normalize, body.dimensions, default_role=role))
+    rows: list[object] = [*rows_of(found.vectors)]
+    if body.encoding_format == "base64":
+        rows = [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in found.vectors]
+    used = sum(found.tokens)
+    return json_response(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "embedding": row, "index": index} for index, row in enumerate(rows)],
+            "model": embedder.model.spec.name,
+            "usage": {"prompt_tokens": used, "total_tokens": used},
+        },
+        headers_of(request, found),
+    )
+
+
+@router.get("/models", summary="The model served, once per role")
+async def models(request: Request) -> Response:
+    """The served model, and its name with each role's suffix."""
+    name = embedder_of(request).model.spec.name
+    return json_response({"object": "list", "data": [_card(name + suffix) for suffix in ("", "-query", "-passage")]})
+
+
+@router.get("/models/{model}", summary="One model")
+async def model(request: Request, model: str) -> Response:
+    """The served model under any of its names."""
+    name, _ = split_model_name(model)
+    served = embedder_of(request).model.spec.name
+    if name != served:
+        raise InvalidInput(f"no model {model[:80]!r}; this server has {served}, {served}-query and {served}-passage")
+    return json_response(_card(model))
+
+
+def split_model_name(model: str) -> tuple[str, Role | None]:
+    """ "me5_small-passage" → ("me5_small", "passage"); a name without suffix has no role."""
+    if model.endswith("-query"):
+        return model.removesuffix("-query"), "query"
+    if model.endswith("-passage"):
+        return model.removesuffix("-passage"), "passage"
+    return model, None
+
+
+def _card(name: str) -> dict[str, object]:
+    # `created` is required by OpenAI's client; a model version has no such moment, so it is the epoch.
+    return {"id": name, "object": "model", "created": 0, "owned_by": "me5"}

@@ -1,0 +1,165 @@
+"""create_app: the routes, the one error handler, and what is measured around every request."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import __version__
+from service.api import embed, openai, ops
+from service.api.answering import ClientGone, json_response
+from service.embedder import Embedder
+from service.engine import Engine
+from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound, Overloaded
+from service.metrics import ERROR_CODES, NO_LABEL, ROUTES, Metrics
+from service.settings import Settings, load_settings
+
+log = logging.getLogger("me5.app")
+
+# nginx's status for a client that closed the connection; it is never sent, only counted.
+CLIENT_CLOSED = 499
+
+# TEI's names on the wire. Its 424 for a failed engine is not copied: the fault is the server's own.
+_TEI_TYPES = {
+    "empty": "Empty",
+    "overloaded": "Overloaded",
+    "engine_failed": "Backend",
+    "engine_lost": "Unhealthy",
+    "shutting_down": "Unhealthy",
+    "deadline": "Overloaded",
+    "internal": "Backend",
+}
+
+
+def create_app(
+    settings: Settings | None = None,
+    engine: Engine | None = None,
+    *,
+    on_hang: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The gateway as an ASGI application. Raises StartupError for a bad setting or model file.
+
+    engine: an open engine, in place of the one the settings choose.   on_hang: called when the engine hangs.
+    """
+    settings = settings or load_settings()
+    embedder = Embedder(settings, Metrics(), engine=engine, on_hang=on_hang)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await embedder.start()
+        yield
+        await embedder.stop()
+
+    app = FastAPI(
+        title="me5",
+        version=__version__,
+        description="Multilingual E5 text embeddings: text in about a hundred languages to unit vectors.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.embedder = embedder
+    for module in (embed, openai, ops):
+        app.include_router(module.router)
+    app.add_exception_handler(Me5Error, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientGone, _answer_client_gone)
+    app.add_middleware(Observed, metrics=embedder.metrics)
+    return app
+
+
+class Observed:
+    """Around every request: its id, its duration by route, role, lane and code, and a last net for our own faults."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = scope["me5_started"] = time.monotonic()
+        request_id = _request_id(scope)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unhandled error, request %s", request_id.decode())
+            if status == 0:
+                response = _error_response(scope["path"], Me5Error("internal error; the server's log has the details"))
+                await response(scope, receive, send_with_id)
+        finally:
+            self._observe(scope, status, time.monotonic() - started)
+
+    def _observe(self, scope: Scope, status: int, spent_s: float) -> None:
+        if scope["path"] not in ROUTES or scope["method"] != "POST":
+            return
+        role, lane = scope.get("me5", (NO_LABEL, NO_LABEL)) if status == 200 else (NO_LABEL, NO_LABEL)
+        code = str(status) if status == 200 or str(status) in ERROR_CODES else "500"
+        self.metrics.request_duration_s.labels(scope["path"], role, lane, code).observe(spent_s)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Me5Error)
+    return _error_response(request.scope["path"], error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, method = request.scope["path"], request.scope["method"]
+    found: Me5Error
+    if error.status_code == 404:
+        found = NotFound(f"no route {path[:80]}; see /docs")
+    elif error.status_code == 405:
+        found = InvalidInput(f"{method} is not allowed on {path[:80]}; see /docs")
+    else:
+        found = MalformedRequest(str(error.detail))
+    response = _error_response(path, found, status=error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
+
+
+def _error_response(path: str, error: Me5Error, status: int | None = None) -> Response:
+    """The façade decides the body's shape, never the status."""
+    status = status or error.status
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
+    if path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+        content: dict[str, object] = {
+            "error": {"message": error.message, "type": kind, "param": None, "code": error.code}
+        }
+    else:
+        validation = error.status in (400, 422)
+        message = f"Input validation error: {error.message}" if validation else error.message
+        content = {"error": message, "error_type": _TEI_TYPES.get(error.code, "Validation")}
+    return json_response(content, headers, status)
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's own id where it is short and printable, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and 0 < len(value) <= 128 and all(33 <= byte < 127 for byte in value):
+            given: bytes = value
+            return given
+    return uuid.uuid4().hex.encode()

@@ -1,0 +1,319 @@
+"""The story of one request: prompt → tokens → admission → batch → engine → vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import Lane, Limits, lane_of
+from service.engine import Choice, Engine, choices, cpu_has_bf16, open_engine, openvino_installed, vectors_of
+from service.errors import (
+    EngineFailed,
+    GoldenMismatch,
+    InvalidInput,
+    Me5Error,
+    ModelFileError,
+    Overloaded,
+    StartupError,
+    TextTooLong,
+)
+from service.metrics import Metrics
+from service.model import load_model
+from service.recipe.golden import prove
+from service.recipe.pooling import l2_normalize
+from service.recipe.prompts import PromptedText, Role, format_text
+from service.recipe.tokens import Direction, Tokens, pad, take_ids, tokenize
+from service.scheduler import Job, Scheduler
+from service.settings import Settings
+
+log = logging.getLogger("me5.embedder")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants. inputs: texts, or ids that this model's tokenizer gave. None: the server's default."""
+
+    inputs: list[str | list[int]]
+    role: Role | None = None
+    input_type: str | None = None
+    instruction: str | None = None
+    truncate: bool | None = None
+    direction: Direction = "right"
+    normalize: bool = True
+    dimensions: int | None = None
+    lane: Lane | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """vectors: float32[N, D].   tokens: per input, as the model read it.   truncated: indices of inputs that were cut.
+
+    queue_s and engine_s are means over the inputs.
+    """
+
+    vectors: NDArray[np.float32]
+    tokens: list[int]
+    truncated: list[int]
+    role: Role
+    lane: Lane
+    characters: int
+    tokenize_s: float
+    queue_s: float
+    engine_s: float
+
+
+class Embedder:
+    """One model version behind one scheduler. Built without computing anything; `start` opens and proves the engine.
+
+    engine: an open engine to use in place of those the settings choose from (it is proved all the same).
+    on_hang: called once when the engine hangs, after every waiting request has been answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        engine: Engine | None = None,
+        on_hang: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.model = load_model(settings.model, settings.model_repo)
+        self.engine: Engine | None = engine
+        self.proof_cosine = 0.0
+        self.draining = False
+        self._choice: Choice | None = None
+        self._tokenizers = ThreadPoolExecutor(2, "tokenize")
+        self._scheduler = Scheduler(
+            self._open_again,
+            limits=Limits(settings.max_batch_tokens),
+            pad_id=self.model.spec.pad_id,
+            engine_timeout_s=settings.engine_timeout_s,
+            engine_failures=settings.engine_failures,
+            metrics=metrics,
+            on_hang=on_hang,
+        )
+
+    async def start(self) -> None:
+        """Begin to serve on the best engine that passes the golden proof. Raises StartupError where none does."""
+        if self._scheduler.state != "starting":
+            return
+        candidates = [None] if self.engine is not None else self._candidates()
+        for left, choice in enumerate(candidates, start=1 - len(candidates)):
+            try:
+                engine = self.engine if choice is None else await asyncio.to_thread(self._open, choice)
+                assert engine is not None
+                self._scheduler.start(engine)
+                cosine = prove(self.model.golden, await self._golden_vectors(), engine.precision)
+            except (GoldenMismatch, ModelFileError, EngineFailed) as error:
+                if left == 0:
+                    raise error if isinstance(error, StartupError) else GoldenMismatch(error.message) from error
+                log.warning("%s is not used: %s", choice, error)
+            else:
+                self.engine, self._choice, self.proof_cosine = engine, choice, cosine
+                break
+        self._scheduler.state = "ready"
+        about = self.about()
+        self.metrics.model.info(about)
+        log.info("serving %(name)s/%(version)s on %(engine)s %(precision)s (%(device)s)", about)
+
+    def about(self) -> dict[str, str]:
+        """What is served and what computes it, for /info, metrics and the log."""
+        assert self.engine is not None
+        return {
+            "name": self.model.spec.name,
+            "version": self.model.version,
+            "source": self.model.spec.source,
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+            "device": self.engine.device,
+            "golden_source": self.model.golden.source,
+        }
+
+    async def drain(self) -> None:
+        """Wait until every accepted request is answered."""
+        await self._scheduler.drain()
+
+    async def stop(self) -> None:
+        """End the scheduler and the threads; requests that still wait get ShuttingDown."""
+        await self._scheduler.stop()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+
+    def not_ready(self) -> str | None:
+        """Why /readyz is red, or None while it is green."""
+        if self.draining:
+            return "draining: the process got the signal to end"
+        return None if self._scheduler.state == "ready" else f"engine {self._scheduler.state}"
+
+    async def embed(self, ask: Ask) -> Answer:
+        """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
+        self._check(ask)
+        self._admit(0)
+        started = time.monotonic()
+        tokens, role = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._tokenize, ask)
+        tokenize_s = time.monotonic() - started
+        self.metrics.tokenize_duration_s.observe(tokenize_s)
+        self._check_lengths(ask, tokens)
+
+        total = sum(len(item.ids) for item in tokens)
+        self._admit(total)
+        lane = ask.lane or lane_of(role, total, self._scheduler.limits)
+        job = Job(
+            lane=lane,
+            tokens=total,
+            deadline=started + (ask.timeout_s or self._default_timeout_s(total)),
+            unit=ask.normalize,
+            vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
+            done=asyncio.get_running_loop().create_future(),
+            remaining=len(tokens),
+        )
+        self._scheduler.submit(job, [item.ids for item in tokens])
+        await job.done
+
+        return Answer(
+            vectors=_shape(job.vectors, ask),
+            tokens=[len(item.ids) for item in tokens],
+            truncated=[index for index, item in enumerate(tokens) if item.truncated],
+            role=role,
+            lane=lane,
+            characters=sum(len(item) for item in ask.inputs if isinstance(item, str)),
+            tokenize_s=tokenize_s,
+            queue_s=job.queue_s / len(tokens),
+            engine_s=job.engine_s / len(tokens),
+        )
+
+    def prompted(self, ask: Ask) -> list[PromptedText]:
+        """The texts of a request with their prompts; ids are not texts and must not be among the inputs."""
+        return [
+            format_text(
+                text,
+                self.model.spec.prompts,
+                ask.role,
+                default_role=self.settings.default_role,
+                instruction=ask.instruction,
+                input_type=ask.input_type,
+            )
+            for text in ask.inputs
+            if isinstance(text, str)
+        ]
+
+    def _tokenize(self, ask: Ask) -> tuple[list[Tokens], Role]:
+        """In a tokenizer thread. The role returned is that of the first text."""
+        spec, tokenizer = self.model.spec, self.model.tokenizer
+        explicit = ask.role is not None or ask.instruction is not None
+        rows: list[Tokens | None] = [None] * len(ask.inputs)
+        texts: list[tuple[int, str]] = []
+        for index, item in enumerate(ask.inputs):
+            if isinstance(item, str):
+                texts.append((index, item))
+            elif explicit:
+                # TEI's rule: with a prompt, ids become text again, and the text gets the prompt.
+                take_ids(item, len(item), tokenizer.get_vocab_size())
+                texts.append((index, tokenizer.decode(item, skip_special_tokens=True)))
+            else:
+                rows[index] = take_ids(item, spec.max_tokens, tokenizer.get_vocab_size(), ask.direction)
+        role = ask.role or self.settings.default_role
+        if texts:
+            prompted = self.prompted(Ask([text for _, text in texts], ask.role, ask.input_type, ask.instruction))
+            role = prompted[0].role
+            found = tokenize(tokenizer, prompted, spec.max_tokens, ask.direction)
+            for (index, _), tokens in zip(texts, found, strict=True):
+                rows[index] = tokens
+        return [row for row in rows if row is not None], role
+
+    def _check(self, ask: Ask) -> None:
+        spec, limit = self.model.spec, self.settings.max_inputs
+        if len(ask.inputs) > limit:
+            raise InvalidInput(
+                f"batch size {len(ask.inputs)} > maximum allowed batch size {limit}; "
+                "split the request, or raise ME5_MAX_INPUTS"
+            )
+        if ask.dimensions is not None and not 0 < ask.dimensions <= spec.dimension:
+            raise InvalidInput(f"`dimensions` is {ask.dimensions}, this model has 1 to {spec.dimension}")
+        if not ask.normalize and spec.pooling == "graph" and spec.raw_output is None:
+            raise InvalidInput("this model's graph gives vectors of length one only; leave `normalize` out")
+        # Refused here, before a thread is asked.
+        spec.prompts.prefix(ask.role or self.settings.default_role, ask.instruction, ask.input_type)
+
+    def _check_lengths(self, ask: Ask, tokens: list[Tokens]) -> None:
+        truncate = self.settings.truncate if ask.truncate is None else ask.truncate
+        long = [index for index, item in enumerate(tokens) if item.truncated]
+        if long and not truncate:
+            raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
+
+    def _admit(self, tokens: int) -> None:
+        """Refuse what the queue has no room for. An empty queue has room for any request within the limits."""
+        queued, limit = self._scheduler.queued_tokens, self.settings.max_queued_tokens
+        if queued and queued + tokens > limit:
+            self.metrics.rejected_requests.labels("overloaded").inc()
+            wait_s = retry_after_s(queued + tokens - limit, self._scheduler.tokens_per_s)
+            raise Overloaded(
+                f"Model is overloaded: {queued} tokens are waiting, this request adds {tokens}, the limit is {limit}; "
+                f"try again in {wait_s} s",
+                retry_after_s=wait_s,
+            )
+
+    def _default_timeout_s(self, tokens: int) -> float:
+        return self.settings.deadline_s + tokens / self.settings.deadline_tokens_per_s
+
+    def _candidates(self) -> list[Choice]:
+        settings = self.settings
+        return choices(
+            settings.engine,
+            settings.precision,
+            device=settings.device,
+            cpu_has_bf16=cpu_has_bf16(),
+            openvino_installed=openvino_installed(),
+        )
+
+    def _open(self, choice: Choice) -> Engine:
+        return open_engine(
+            self.model.folder,
+            self.model.spec,
+            engine=choice.engine,
+            precision=choice.precision,
+            device=self.settings.device,
+            threads=self.settings.threads,
+        )
+
+    def _open_again(self) -> Engine:
+        """In the engine's thread: a fresh engine in place of one that failed, proved without the scheduler."""
+        if self._choice is None:
+            raise Me5Error("this engine was handed in open, there is nothing to open it from")
+        engine = self._open(self._choice)
+        spec, golden = self.model.spec, self.model.golden
+        prompted = [
+            format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items
+        ]
+        batches = [pad([row.ids], spec.pad_id) for row in tokenize(self.model.tokenizer, prompted, spec.max_tokens)]
+        prove(golden, [vectors_of(engine.run(batch), batch)[0] for batch in batches], engine.precision)
+        self.engine = engine
+        return engine
+
+    async def _golden_vectors(self) -> list[NDArray[np.float32]]:
+        """The golden texts through the whole path, as requests go: at the same time, so that they share batches."""
+        asks = [Ask([item.text], role=item.role, instruction=item.instruction) for item in self.model.golden.items]
+        return [answer.vectors[0] for answer in await asyncio.gather(*map(self.embed, asks))]
+
+
+def retry_after_s(excess_tokens: int, tokens_per_s: float) -> int:
+    """Whole seconds until this many tokens have left the queue at the measured rate; 1 to 60."""
+    return max(1, min(60, math.ceil(excess_tokens / max(tokens_per_s, 1.0))))
+
+
+def _shape(vectors: NDArray[np.float32], ask: Ask) -> NDArray[np.float32]:
+    if ask.dimensions is None:
+        return vectors
+    # Cut first, then scale: cutting unit vectors would leave them shorter than one.
+    cut = np.ascontiguousarray(vectors[:, : ask.dimensions])
+    return l2_normalize(cut) if ask.normalize else cut

@@ -1,0 +1,163 @@
+"""Every error this project raises on purpose.
+
+Me5Error                            500 internal
+├── RequestError                    the caller can mend it
+│   ├── MalformedRequest            400 malformed        not JSON, or JSON of another shape
+│   ├── EmptyInput                  400 empty            a text or a list without content
+│   ├── InvalidInput                422 validation       a value outside its limits, with the index of each bad input
+│   ├── TextTooLong                 422 too_long         more tokens than the model reads, and truncation refused
+│   ├── UnsupportedMediaType        415 media_type       a body that is not plain JSON
+│   ├── BodyTooLarge                413 body_too_large
+│   └── NotFound                    404 not_found        no such route
+├── Overloaded                      429 overloaded       the queue is full; carries retry_after_s
+├── DeadlineExceeded                504 deadline         the request's time is up
+├── EngineFailed                    500 engine_failed    the engine raised, or gave a vector that is not finite
+├── EngineLost                      503 engine_lost      no engine to compute with, for now
+├── ShuttingDown                    503 shutting_down    the process is about to end
+└── StartupError                    the process can't start; never seen by an HTTP client
+    ├── SettingsError               a setting is unknown or outside its limits
+    ├── ModelNotFound               no such model in the repository
+    ├── ModelFileError              a file of the model is missing, damaged or of another version
+    └── GoldenMismatch              the engine's vectors are not those the model was trained to give
+"""
+
+from __future__ import annotations
+
+
+class Me5Error(Exception):
+    """The root: a sentence for people, an HTTP status and a stable code for programs."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(Me5Error):
+    """The request is at fault; sending it again unchanged gives the same answer."""
+
+    status = 422
+    code = "validation"
+
+
+class MalformedRequest(RequestError):
+    """The body is not JSON, or not of the shape the route takes."""
+
+    status = 400
+    code = "malformed"
+
+
+class EmptyInput(RequestError):
+    """A text, or the list of texts, is empty. TEI's own status and wording."""
+
+    status = 400
+    code = "empty"
+
+    def __init__(self, message: str = "`inputs` cannot be empty") -> None:
+        super().__init__(message)
+
+
+class InvalidInput(RequestError):
+    """A value is outside its limits; the message names the value, the limit and the remedy."""
+
+
+class TextTooLong(RequestError):
+    """Texts of more tokens than the model reads, where the caller asked not to truncate."""
+
+    code = "too_long"
+
+    def __init__(self, *, tokens: int, limit: int, indices: list[int]) -> None:
+        # The first sentence is TEI's, word for word: clients recognise it and send the text in halves.
+        where = ", ".join(map(str, indices))
+        super().__init__(
+            f"`inputs` must have less than {limit} tokens. Given: {tokens} (input {where}); "
+            "shorten the text or set truncate to true"
+        )
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is compressed, or declared to be something else than JSON."""
+
+    status = 415
+    code = "media_type"
+
+
+class BodyTooLarge(RequestError):
+    """The body has more bytes than ME5_MAX_BODY_BYTES."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the body is larger than {limit_bytes} bytes; send fewer texts a request, or raise ME5_MAX_BODY_BYTES"
+        )
+
+
+class NotFound(RequestError):
+    """No such route, or no such model."""
+
+    status = 404
+    code = "not_found"
+
+
+class Overloaded(Me5Error):
+    """The queue is full; retry_after_s is how long the work already accepted is expected to take."""
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Me5Error):
+    """The request's time was up before its vectors were there."""
+
+    status = 504
+    code = "deadline"
+
+
+class EngineFailed(Me5Error):
+    """The engine raised on this batch, or gave a vector with NaN or infinity in it."""
+
+    code = "engine_failed"
+
+
+class EngineLost(Me5Error):
+    """There is no engine to compute with: it is being reopened, or it hangs."""
+
+    status = 503
+    code = "engine_lost"
+
+
+class ShuttingDown(Me5Error):
+    """The process is ending and takes no new work."""
+
+    status = 503
+    code = "shutting_down"
+
+
+class StartupError(Me5Error):
+    """The process can't start; the command line prints the sentence and exits with 2."""
+
+    code = "startup"
+
+
+class SettingsError(StartupError):
+    """A setting is unknown or outside its limits."""
+
+
+class ModelNotFound(StartupError):
+    """The model repository holds no such model or version."""
+
+
+class ModelFileError(StartupError):
+    """A file of the model is missing, damaged, or written by another version of this project."""
+
+
+class GoldenMismatch(StartupError):
+    """The engine's vectors for the golden texts are not those of the model."""

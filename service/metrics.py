@@ -1,0 +1,99 @@
+"""Every Prometheus collector of the gateway, declared once."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from service.batching import LANES
+from service.recipe.prompts import ROLES
+
+ROUTES = ("/embed", "/", "/similarity", "/v1/embeddings")
+ERROR_CODES = ("400", "404", "405", "413", "415", "422", "429", "499", "500", "503", "504")
+REASONS = ("overloaded", "deadline", "abandoned", "engine_lost", "shutting_down")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_RATIO = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+
+NO_LABEL = "none"
+
+
+class Metrics:
+    """The collectors, on a registry of their own so that two gateways in one process don't meet.
+
+    Every series exists from the first scrape: a rate over a series that springs into being misses its first event.
+    A request that fails before its role is known has role and lane "none", and so have all refused ones.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        on = self.registry
+        ProcessCollector(registry=on)
+        PlatformCollector(registry=on)
+        self.request_duration_s = Histogram(
+            "me5_request_duration_seconds",
+            "Time from the request's headers to its answer.",
+            ("route", "role", "lane", "code"),
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.queue_duration_s = Histogram(
+            "me5_queue_duration_seconds", "Time a text waited for its batch.", ("lane",), buckets=_SECONDS, registry=on
+        )
+        self.tokenize_duration_s = Histogram(
+            "me5_tokenize_duration_seconds", "Time to tokenise the texts of a request.", buckets=_SECONDS, registry=on
+        )
+        self.engine_duration_s = Histogram(
+            "me5_engine_duration_seconds", "Time the engine took for a batch.", ("lane",), buckets=_SECONDS, registry=on
+        )
+        self.queue_requests = Gauge("me5_queue_requests", "Requests waiting for vectors.", ("lane",), registry=on)
+        self.queue_tokens = Gauge("me5_queue_tokens", "Tokens waiting for a batch.", ("lane",), registry=on)
+        self.batch_size = Histogram("me5_batch_size", "Texts a batch.", ("lane",), buckets=_ROWS, registry=on)
+        self.batch_tokens = Histogram(
+            "me5_batch_tokens", "Tokens a batch, padding excluded.", ("lane",), buckets=_TOKENS, registry=on
+        )
+        self.batch_padding_ratio = Histogram(
+            "me5_batch_padding_ratio", "Share of a batch that is padding.", ("lane",), buckets=_RATIO, registry=on
+        )
+        self.inputs = Counter("me5_inputs_total", "Texts turned into vectors.", ("role",), registry=on)
+        self.tokens = Counter("me5_tokens_total", "Tokens turned into vectors.", ("role",), registry=on)
+        self.truncated_inputs = Counter("me5_truncated_inputs_total", "Texts that were cut.", ("role",), registry=on)
+        self.rejected_requests = Counter("me5_rejected_requests_total", "Requests given up.", ("reason",), registry=on)
+        self.unknown_fields = Counter(
+            "me5_unknown_fields_total", "Request fields that were ignored.", ("route",), registry=on
+        )
+        self.foreign_model_names = Counter(
+            "me5_foreign_model_names_total", "Requests that named another model than the one served.", registry=on
+        )
+        self.engine_restarts = Counter("me5_engine_restarts_total", "Times the engine was reopened.", registry=on)
+        self.ready = Gauge("me5_ready", "1 while /readyz says ready.", registry=on)
+        self.model = Info("me5_model", "The model served and what computes it.", registry=on)
+        self._create_all()
+
+    def _create_all(self) -> None:
+        for route in ROUTES:
+            self.unknown_fields.labels(route)
+            for code in ERROR_CODES:
+                self.request_duration_s.labels(route, NO_LABEL, NO_LABEL, code)
+            for role in ROLES:
+                for lane in LANES:
+                    self.request_duration_s.labels(route, role, lane, "200")
+        for lane in LANES:
+            for collector in (
+                self.queue_duration_s,
+                self.engine_duration_s,
+                self.queue_requests,
+                self.queue_tokens,
+                self.batch_size,
+                self.batch_tokens,
+                self.batch_padding_ratio,
+            ):
+                collector.labels(lane)
+        for role in ROLES:
+            for counter in (self.inputs, self.tokens, self.truncated_inputs):
+                counter.labels(role)
+        for reason in REASONS:
+            self.rejected_requests.labels(reason)

@@ -1,0 +1,126 @@
+"""spec.json: what a model version was trained with. Written once beside the weights; nothing overrides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from service.errors import ModelFileError
+from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Prompts
+
+SPEC_FILE = "spec.json"
+MODEL_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+GOLDEN_FILE = "golden.json"
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model version.
+
+    source: where the weights come from, for people.   pooling: "graph" where the graph gives vectors [B, D], "mean"
+    where it gives token states [B, T, H] that the gateway pools.   dimension: D.   max_tokens: longest input, prompt
+    and special tokens counted.   inputs, output: the graph's tensor names.   raw_output: the name of the mean before
+    it is scaled to length one, where a pooling graph gives that too.   weights: how they are stored.
+    files: the SHA-256 of each file of the version.
+    """
+
+    name: str
+    source: str
+    prompts: Prompts
+    dimension: int
+    pooling: Literal["graph", "mean"] = "graph"
+    max_tokens: int = 512
+    pad_id: int = 1
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    output: str = "sentence_embedding"
+    raw_output: str | None = None
+    weights: Literal["float32", "int8"] = "float32"
+    files: dict[str, str] = field(default_factory=dict)
+
+
+# XLM-R numbers positions from pad_id + 1, so its 514 position rows hold 512 tokens. mE5-small is a BertModel with 512
+# rows and XLM-R's tokenizer; its published graph wants token_type_ids too. Source: config.json of each repository.
+_PUBLISHED_STATES = ModelSpec(
+    name="", source="", prompts=E5_PROMPTS, dimension=0, pooling="mean", output="last_hidden_state"
+)
+PUBLISHED: dict[str, ModelSpec] = {
+    "intfloat/multilingual-e5-small": replace(
+        _PUBLISHED_STATES,
+        name="me5_small",
+        source="intfloat/multilingual-e5-small",
+        dimension=384,
+        inputs=("input_ids", "attention_mask", "token_type_ids"),
+    ),
+    "intfloat/multilingual-e5-base": replace(
+        _PUBLISHED_STATES, name="me5_base", source="intfloat/multilingual-e5-base", dimension=768
+    ),
+    "intfloat/multilingual-e5-large": replace(
+        _PUBLISHED_STATES, name="me5_large", source="intfloat/multilingual-e5-large", dimension=1024
+    ),
+    "intfloat/multilingual-e5-large-instruct": replace(
+        _PUBLISHED_STATES,
+        name="me5_large_instruct",
+        source="intfloat/multilingual-e5-large-instruct",
+        dimension=1024,
+        prompts=E5_INSTRUCT_PROMPTS,
+    ),
+}
+
+
+def save_spec(folder: Path, spec: ModelSpec) -> ModelSpec:
+    """Hash every file beside it and write spec.json. Returns the spec with these hashes."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SPEC_FILE)
+    spec = replace(spec, files={name: file_sha256(folder / name) for name in names})
+    text = json.dumps({"format": FORMAT, **asdict(spec)}, ensure_ascii=False, indent=2)
+    (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
+    return spec
+
+
+def load_spec(folder: Path, *, verify: bool = True) -> ModelSpec:
+    """Read spec.json and, with verify, check the SHA-256 of every file it names."""
+    path = folder / SPEC_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path} is missing; {folder} is no model version: export or pull the model") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"can't read {path}: {error}; export or pull the model again") from error
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise ModelFileError(f"{path} is not of format {FORMAT}, the one this version reads; export the model again")
+    try:
+        prompts = Prompts(**raw.pop("prompts"))
+        spec = ModelSpec(prompts=prompts, inputs=tuple(raw.pop("inputs")), **raw)
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} does not describe a model: {error}; export the model again") from error
+    if verify:
+        verify_files(folder, spec)
+    return spec
+
+
+def verify_files(folder: Path, spec: ModelSpec) -> None:
+    """Refuse a version of which a file is missing or is not the one the spec was written with."""
+    for name in (MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE):
+        if name not in spec.files:
+            raise ModelFileError(f"{folder / SPEC_FILE} names no {name}; export or pull the model again")
+    for name, expected in spec.files.items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            raise ModelFileError(f"can't read {folder / name}: {error}; export or pull the model again") from error
+        if found != expected:
+            raise ModelFileError(
+                f"{folder / name} is damaged or was edited: its SHA-256 is {found[:16]}…, "
+                f"spec.json says {expected[:16]}…; restore the file, or export or pull the model again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

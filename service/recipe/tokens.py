@@ -1,0 +1,144 @@
+"""Text to token ids, and rows of ids to one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from service.errors import InvalidInput, ModelFileError
+from service.recipe.prompts import PromptedText
+
+Direction = Literal["right", "left"]
+
+# What a text of 512 tokens can't be longer than. TEI cuts at the same 250 characters a token; without the cut
+# a megabyte of text would be tokenised for the sake of its first few hundred words.
+CHARS_PER_TOKEN_MAX = 250
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text as the engine sees it.
+
+    ids: int32[n], special tokens included, n ≤ the model's longest input.
+    counted: how many tokens the text has uncut (a lower bound where the text was cut before tokenising).
+    truncated: whether any of it was cut.
+    """
+
+    ids: NDArray[np.int32]
+    counted: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """ids: int64[B, T], padded with the model's pad id.   mask: int64[B, T], 1 = token, 0 = padding."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """B, the number of texts."""
+        return int(self.ids.shape[0])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.mask.sum())
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json; its own truncation and padding are switched off, for both are decided here."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a missing and for a damaged file alike
+        raise ModelFileError(f"can't read the tokenizer {path}: {error}; export or pull the model again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[PromptedText], max_tokens: int, direction: Direction = "right"
+) -> list[Tokens]:
+    """Token ids of each text, cut at max_tokens with prompt and special tokens counted.
+
+    direction says at which end the text loses tokens; the prompt and the closing token always stay.
+    """
+    limit_chars = max_tokens * CHARS_PER_TOKEN_MAX
+    shortened = [_shorten(item, limit_chars, direction) for item in texts]
+    encodings = tokenizer.encode_batch([text for text, _ in shortened])
+    return [
+        _cut(encoding, item.prompt_chars, max_tokens, direction, was_cut)
+        for encoding, item, (_, was_cut) in zip(encodings, texts, shortened, strict=True)
+    ]
+
+
+def take_ids(ids: Sequence[int], max_tokens: int, vocabulary: int, direction: Direction = "right") -> Tokens:
+    """Ids that the caller tokenised with this model's tokenizer, special tokens included; checked and cut."""
+    row = np.asarray(ids, dtype=np.int64)
+    if row.size and not 0 <= int(row.min()) <= int(row.max()) < vocabulary:
+        wrong = int(row[(row < 0) | (row >= vocabulary)][0])
+        raise InvalidInput(
+            f"token id {wrong} is outside this model's vocabulary of {vocabulary}; send text, or ids of POST /tokenize"
+        )
+    counted = int(row.size)
+    if counted > max_tokens:
+        kept = max_tokens - 1
+        row = np.concatenate([row[:kept], row[-1:]]) if direction == "right" else np.concatenate([row[:1], row[-kept:]])
+    return Tokens(row.astype(np.int32), counted, counted > max_tokens)
+
+
+def pad(rows: Sequence[NDArray[np.int32]], pad_id: int, width: int | None = None) -> TokenBatch:
+    """Stack rows of ids int32[n] into one batch as wide as the longest row, or as `width`."""
+    size = max(len(row) for row in rows)
+    if width is not None:
+        if size > width:
+            raise ValueError(f"a row of {size} tokens does not fit a batch of width {width}")
+        size = width
+    ids = np.full((len(rows), size), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), size), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return TokenBatch(ids, mask)
+
+
+def _shorten(item: PromptedText, limit_chars: int, direction: Direction) -> tuple[str, bool]:
+    text = item.text
+    if len(text) <= limit_chars:
+        return text, False
+    if direction == "right":
+        return text[:limit_chars], True
+    return text[: item.prompt_chars] + text[item.prompt_chars - limit_chars :], True
+
+
+def _cut(encoding: Encoding, prompt_chars: int, max_tokens: int, direction: Direction, was_cut: bool) -> Tokens:
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    counted = int(ids.size)
+    if counted <= max_tokens:
+        return Tokens(ids, counted, was_cut)
+    closing = int(encoding.special_tokens_mask[-1])
+    if direction == "right":
+        kept = [ids[: max_tokens - closing], ids[counted - closing :]]
+    else:
+        head = _prompt_tokens(encoding, prompt_chars)
+        kept = [ids[:head], ids[counted - (max_tokens - head) :]]
+    return Tokens(np.concatenate(kept), counted, True)
+
+
+def _prompt_tokens(encoding: Encoding, prompt_chars: int) -> int:
+    """How many leading tokens belong to the opening special token and the prompt."""
+    count = 0
+    # Offsets are in characters of the prompted text; special tokens have (0, 0).
+    for (_, stop), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+        if not special and stop > prompt_chars:
+            break
+        count += 1
+    return count

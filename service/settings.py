@@ -1,0 +1,85 @@
+"""The settings of a gateway: ME5_* variables of the environment, read here and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
+from service.recipe.prompts import Role
+
+EngineName = Literal["onnx", "openvino"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+PREFIX = "ME5_"
+# Read by the commands of `training`, on the same machine and often in the same shell.
+_OTHERS = frozenset({"ME5_DATA"})
+
+
+class Settings(BaseSettings):
+    """Every setting of the gateway, frozen once read. The environment's name is ME5_ and the field's, upper case."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    model: str = Field("me5_nano", min_length=1, description="NAME, NAME/VERSION, or a folder with a spec.json")
+    model_repo: Path = Field(
+        Path(__file__).resolve().parent.parent / "model_repo", description="folder of model versions"
+    )
+
+    engine: Literal["auto", "onnx", "openvino"] = Field("auto", description="what computes")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="what it computes in")
+    device: Device = Field("auto", description="where ONNX Runtime computes")
+    threads: int = Field(0, ge=0, le=1024, description="threads of the engine; 0 takes the cores of the cgroup")
+
+    default_role: Role = Field("query", description="role of a text that neither names one nor begins with a prompt")
+    truncate: bool = Field(True, description="cut over-long texts where the request does not say (TEI: auto-truncate)")
+
+    max_inputs: int = Field(2048, ge=1, description="texts a request")
+    max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="bytes a request body")
+    max_batch_tokens: int = Field(1024, ge=512, description="padded tokens (rows × longest) a batch")
+    max_queued_tokens: int = Field(200_000, ge=1, description="tokens waiting before requests are refused with 429")
+
+    deadline_s: float = Field(30.0, gt=0, description="default time a request may take, before its tokens count")
+    deadline_tokens_per_s: float = Field(200.0, gt=0, description="the default deadline grows by tokens over this rate")
+    engine_timeout_s: float = Field(60.0, gt=0, description="a batch running longer means that the engine hangs")
+    engine_failures: int = Field(3, ge=1, description="failed batches in a row before the engine is reopened")
+    drain_s: float = Field(1.0, ge=0, description="after SIGTERM, time between red readiness and the closed port")
+    shutdown_s: float = Field(30.0, gt=0, description="after that, time for accepted requests to be answered")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment. Unknown ME5_* names are refused with the nearest known one."""
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    values: dict[str, str] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable in _OTHERS:
+            continue
+        if variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise SettingsError(f"unknown setting {variable}={value!r}; {remedy}")
+        values[known[variable]] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        variable = PREFIX + str(item["loc"][0]).upper()
+        about = Settings.model_fields[str(item["loc"][0])].description
+        lines.append(f"{variable}={item['input']!r}: {item['msg'].lower()} ({about})")
+    return "; ".join(lines)
