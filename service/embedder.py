@@ -300,10 +300,20 @@ class Embedder:
         self.engine = engine
         return engine
 
-    async def _golden_vectors(self) -> list[NDArray[np.float32]]:
-        """The golden texts through the whole path, as requests go: at the same time, so that they share batches."""
-        asks = [Ask([item.text], role=item.role, instruction=item.instruction) for item in self.model.golden.items]
-        return [answer.vectors[0] for answer in await asyncio.gather(*map(self.embed, asks))]
+    async def _golden_vectors(self) -> NDArray[np.float32]:
+        """The golden texts through the whole path, [N, D]: one request per role and instruction, one after another.
+
+        The queue is empty before each, so no limit can refuse it.
+        """
+        items = self.model.golden.items
+        vectors = np.empty((len(items), self.model.spec.dimension), dtype=np.float32)
+        for role, instruction in dict.fromkeys((item.role, item.instruction) for item in items):
+            rows = [row for row, item in enumerate(items) if (item.role, item.instruction) == (role, instruction)]
+            for start in range(0, len(rows), self.settings.max_inputs):
+                part = rows[start : start + self.settings.max_inputs]
+                ask = Ask([items[row].text for row in part], role=role, instruction=instruction, truncate=True)
+                vectors[part] = (await self.embed(ask)).vectors
+        return vectors
 
 
 def retry_after_s(excess_tokens: int, tokens_per_s: float) -> int:

@@ -18,7 +18,7 @@ from service.api.answering import answer, headers_of, json_response, rows_of
 from service.api.embed import Inputs, Options, ask_of
 from service.api.reading import embedder_of, parse_inputs, read
 from service.api.schema import schema_of
-from service.errors import InvalidInput, MalformedRequest
+from service.errors import MalformedRequest, NotFound
 from service.recipe.prompts import Role
 
 router = APIRouter(prefix="/v1")
@@ -82,7 +82,7 @@ async def model(request: Request, model: str) -> Response:
     name, _ = split_model_name(model)
     served = embedder_of(request).model.spec.name
     if name != served:
-        raise InvalidInput(f"no model {model[:80]!r}; this server has {served}, {served}-query and {served}-passage")
+        raise NotFound(f"no model {model[:80]!r}; this server has {served}, {served}-query and {served}-passage")
     return json_response(_card(model))
 
 

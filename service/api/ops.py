@@ -29,6 +29,8 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/health", summary="TEI's probe")
+@router.get("/ping", include_in_schema=False)
+@router.get("/", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 and an empty body, or 503 as TEI words it."""
     if embedder_of(request).not_ready() is None:

@@ -110,7 +110,8 @@ def _explain(error: ValidationError, shape: type[Body]) -> MalformedRequest | In
     if first["type"] == "json_invalid":
         return MalformedRequest(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     if not first["loc"]:
-        return InvalidInput(f"the body must be a JSON object with {', '.join(shape.model_fields)}")
+        needed = [name for name, field in shape.model_fields.items() if field.is_required()]
+        return InvalidInput(f"the body must be a JSON object with {', '.join(needed)}")
     parts = []
     for item in items[:NAMED_MAX]:
         field = ".".join(map(str, item["loc"]))

@@ -9,8 +9,8 @@ def schema_of(shape: type[BaseModel]) -> dict[str, JsonValue]:
     """A route's `openapi_extra` for a JSON body of this shape, nested shapes written out in place."""
     schema = shape.model_json_schema()
     definitions = schema.pop("$defs", {})
-    body = {"required": True, "content": {"application/json": {"schema": inline(schema, definitions)}}}
-    return {"requestBody": body}
+    content: JsonValue = {"application/json": {"schema": inline(schema, definitions)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def inline(node: JsonValue, definitions: dict[str, JsonValue]) -> JsonValue:

@@ -89,7 +89,8 @@ def prove(golden: Golden, vectors: Sequence[NDArray[np.float32]] | NDArray[np.fl
     if found.shape != wanted.shape:
         raise GoldenMismatch(f"the engine gives vectors of shape {found.shape}, the model's are {wanted.shape}")
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosines = (found * wanted).sum(axis=1) / np.maximum(lengths, 1e-12)
+    with np.errstate(invalid="ignore"):
+        cosines = (found * wanted).sum(axis=1) / np.maximum(lengths, 1e-12)
     worst = int(np.argmin(np.nan_to_num(cosines, nan=-2.0)))
     if not cosines[worst] >= bound:
         raise GoldenMismatch(

@@ -1,0 +1,144 @@
+"""The import arrows go strictly downwards; heavy packages have one home each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From the top down; a module may import from rows below its own, never from its own row or above.
+LAYERS = [
+    ["service.__main__"],
+    ["service.server"],
+    ["service.app"],
+    ["service.api.openai", "service.api.ops"],
+    ["service.api.embed"],
+    ["service.api.answering", "service.api.schema"],
+    ["service.api.reading"],
+    ["service.embedder", "service.pull"],
+    ["service.scheduler", "service.model"],
+    ["service.engine"],
+    ["service.engine_onnx", "service.engine_openvino"],
+    ["service.metrics", "service.settings"],
+    ["service.batching"],
+    ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
+    ["service.recipe.prompts", "service.recipe.pooling"],
+    ["service.errors"],
+    ["service", "service.api", "service.recipe"],
+]
+RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
+
+HOMES = {
+    "fastapi": {"service.app", "service.api"},
+    "starlette": {"service.app", "service.api"},
+    "uvicorn": {"service.server"},
+    "onnxruntime": {"service.engine_onnx", "service.pull", "training"},
+    "openvino": {"service.engine_openvino", "training"},
+    "huggingface_hub": {"service.pull"},
+    "typer": {"service.__main__", "training.__main__"},
+    "prometheus_client": {"service.metrics", "service.api.ops"},
+    "pydantic_settings": {"service.settings"},
+    "torch": {"training"},
+    "transformers": {"training"},
+    "onnx": {"training"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module a file imports when it runs, wherever in the file; imports for type checkers alone don't count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            # `from service.api import embed` imports the module service.api.embed.
+            found.update(
+                f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES
+            )
+    return found
+
+
+FILES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("training/**/*.py")])
+MODULES = {module_name(path) for path in FILES}
+IMPORTS = {module_name(path): imports_of(path) for path in FILES}
+
+
+def test_every_module_of_the_gateway_has_its_place_in_the_layers() -> None:
+    assert {module for module in MODULES if module.split(".")[0] == "service"} == set(RANK)
+
+
+@pytest.mark.parametrize("module", sorted(RANK))
+def test_imports_of_the_gateway_point_downwards(module: str) -> None:
+    upwards = {name for name in IMPORTS[module] if name in RANK and RANK[name] <= RANK[module]}
+    assert not upwards, f"{module} imports {upwards}"
+
+
+def test_no_import_cycle_anywhere() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"cycle: {' → '.join([*path, module])}"
+        if module not in done:
+            for name in IMPORTS[module] & MODULES - {module}:
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", sorted(HOMES))
+def test_heavy_packages_stay_in_their_one_home(package: str) -> None:
+    users = {module for module, names in IMPORTS.items() if any(name.split(".")[0] == package for name in names)}
+    strays = {
+        module
+        for module in users
+        if not any(module == home or module.startswith(home + ".") for home in HOMES[package])
+    }
+    assert not strays
+
+
+def test_training_takes_from_the_gateway_only_recipe_errors_and_the_engine() -> None:
+    allowed = {"service", "service.errors", "service.engine"}
+    strays = {
+        (module, name)
+        for module, names in IMPORTS.items()
+        for name in names
+        if module.startswith("training")
+        and name.split(".")[0] == "service"
+        and name not in allowed
+        and not name.startswith("service.recipe")
+    }
+    assert not strays
+
+
+def test_the_gateway_never_imports_training() -> None:
+    assert not [module for module, names in IMPORTS.items() if module.startswith("service") and "training" in names]
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {
+        module_name(path)
+        for path in FILES
+        if module_name(path).startswith("service") and "environ" in path.read_text(encoding="utf-8")
+    }
+    assert readers == {"service.settings"}

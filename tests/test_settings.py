@@ -1,0 +1,106 @@
+"""Settings from the environment, and the choice of an engine from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.engine import Choice, choices, cpu_has_bf16, usable_cores
+from service.errors import SettingsError
+from service.settings import load_settings
+
+
+def test_the_defaults_need_no_environment() -> None:
+    assert load_settings({}).model == "me5_nano"
+
+
+def test_a_setting_is_read_from_its_variable_and_other_variables_are_left_alone() -> None:
+    settings = load_settings({"ME5_PORT": "9000", "ME5_ENGINE": "onnx", "ME5_DATA": "x", "PORT": "1", "HOME": "/"})
+    assert (settings.port, settings.engine) == (9000, "onnx")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(SettingsError, match=r"ME5_MODLE='x'; did you mean ME5_MODEL\?"):
+        load_settings({"ME5_MODLE": "x"})
+    with pytest.raises(SettingsError, match="known are ME5_DEADLINE_S, .*ME5_TRUNCATE"):
+        load_settings({"ME5_ZZZZZZZZZ": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ME5_PORT", "99999", "65535"),
+        ("ME5_PORT", "http", "integer"),
+        ("ME5_MAX_BATCH_TOKENS", "100", "512"),
+        ("ME5_ENGINE", "tpu", "'onnx'"),
+        ("ME5_DEFAULT_ROLE", "document", "'query' or 'passage'"),
+        ("ME5_TRUNCATE", "perhaps", "boolean"),
+        ("ME5_MODEL", "", "at least 1"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_value_and_limit(name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}='{value}'.*{says}"):
+        load_settings({name: value})
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings({}).port = 1  # type: ignore[misc]
+
+
+def test_auto_takes_openvino_in_bf16_only_where_the_cpu_has_it() -> None:
+    assert choices("auto", "auto", cpu_has_bf16=True, openvino_installed=True) == [
+        Choice("openvino", "bf16"),
+        Choice("onnx", "fp32"),
+    ]
+    assert choices("auto", "auto", cpu_has_bf16=False, openvino_installed=True) == [Choice("onnx", "fp32")]
+    assert choices("auto", "auto", cpu_has_bf16=True, openvino_installed=False) == [Choice("onnx", "fp32")]
+
+
+def test_an_engine_named_is_the_only_one_tried() -> None:
+    both = {"cpu_has_bf16": True, "openvino_installed": True}
+    assert choices("onnx", "auto", **both) == [Choice("onnx", "fp32")]
+    assert choices("openvino", "auto", **both) == [Choice("openvino", "bf16"), Choice("openvino", "fp32")]
+    assert choices("openvino", "fp32", **both) == [Choice("openvino", "fp32")]
+    assert choices("auto", "fp32", **both) == [Choice("onnx", "fp32")]
+
+
+def test_a_gpu_named_leaves_openvino_out() -> None:
+    found = choices("auto", "auto", device="cuda", cpu_has_bf16=True, openvino_installed=True)
+    assert found == [Choice("onnx", "fp32")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "device", "installed", "says"),
+    [
+        ("onnx", "bf16", "auto", True, "needs ME5_ENGINE=openvino"),
+        ("openvino", "auto", "cuda", True, "needs ME5_ENGINE=onnx"),
+        ("openvino", "auto", "auto", False, "not installed"),
+        ("auto", "bf16", "auto", False, "needs openvino"),
+        ("auto", "bf16", "cuda", True, "needs openvino"),
+    ],
+)
+def test_combinations_that_can_not_be_are_refused_with_the_remedy(
+    engine: str, precision: str, device: str, installed: bool, says: str
+) -> None:
+    with pytest.raises(SettingsError, match=says):
+        choices(engine, precision, device=device, cpu_has_bf16=True, openvino_installed=installed)  # type: ignore[arg-type]
+
+
+def test_bf16_is_read_from_the_cpu_flags(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor: 0\nflags\t\t: fpu avx2 avx512_bf16\n")
+    assert cpu_has_bf16(cpuinfo)
+    cpuinfo.write_text("processor: 0\nflags\t\t: fpu avx2\n")
+    assert not cpu_has_bf16(cpuinfo)
+    assert not cpu_has_bf16(tmp_path / "missing")
+
+
+def test_a_cgroup_quota_limits_the_cores(tmp_path: Path) -> None:
+    whole = usable_cores(tmp_path)
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert usable_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == whole
