@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -64,8 +65,12 @@ def create_app(
         version=__version__,
         description="Multilingual E5 text embeddings: text in about a hundred languages to unit vectors.",
         lifespan=lifespan,
+        # FastAPI's own pages fetch their scripts from a CDN; these come with a package and work without a network.
+        docs_url=None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    patch_fastapi(app, redirect_from_root_to_docs=False)
     app.state.embedder = embedder
     for module in (embed, openai, ops):
         app.include_router(module.router)

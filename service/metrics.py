@@ -74,8 +74,9 @@ class Metrics:
         self._create_all()
 
     def _create_all(self) -> None:
-        for route in ROUTES:
+        for route in (*ROUTES, "/tokenize", "/decode"):
             self.unknown_fields.labels(route)
+        for route in ROUTES:
             for code in ERROR_CODES:
                 self.request_duration_s.labels(route, NO_LABEL, NO_LABEL, code)
             for role in ROLES:

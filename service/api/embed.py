@@ -138,7 +138,7 @@ async def decode(request: Request) -> Response:
     for index, row in enumerate(rows):
         wrong = [part for part in row if not 0 <= part < size]
         if wrong:
-            raise InvalidInput(f"ids {index}: {wrong[0]} is outside this model's vocabulary of {size}")
+            raise InvalidInput(f"ids {index}: {str(wrong[0])[:40]} is outside this model's vocabulary of {size}")
     texts = await asyncio.to_thread(tokenizer.decode_batch, rows, skip_special_tokens=body.skip_special_tokens)
     return json_response(texts)
 
@@ -197,7 +197,7 @@ def ask_of(
     default_role: Role | None = None,
 ) -> Ask:
     """The embedder's question from a route's options and the request's headers."""
-    input_type = options.input_type or options.prompt_name
+    input_type = options.prompt_name if options.input_type is None else options.input_type
     if options.input_type and options.prompt_name and role_of(options.input_type) != role_of(options.prompt_name):
         raise InvalidInput(
             f"`input_type` {options.input_type!r} and `prompt_name` {options.prompt_name!r} are different roles; "
@@ -205,7 +205,7 @@ def ask_of(
         )
     return Ask(
         inputs=inputs,
-        role=role_of(input_type) if input_type else default_role,
+        role=default_role if input_type is None else role_of(input_type),
         input_type=input_type,
         instruction=options.instruction,
         truncate=options.truncate,

@@ -73,8 +73,10 @@ def load_golden(path: Path) -> Golden:
         )
         if not items:
             raise ValueError("no texts")
+        if len({item.vector.size for item in items}) > 1:
+            raise ValueError("its vectors have several sizes")
         return Golden(raw["source"], {name: float(bound) for name, bound in raw["bounds"].items()}, items)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"can't read {path}: {error}; export or pull the model again") from error
 
 

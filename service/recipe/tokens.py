@@ -82,12 +82,14 @@ def tokenize(
 
 def take_ids(ids: Sequence[int], max_tokens: int, vocabulary: int, direction: Direction = "right") -> Tokens:
     """Ids that the caller tokenised with this model's tokenizer, special tokens included; checked and cut."""
-    row = np.asarray(ids, dtype=np.int64)
-    if row.size and not 0 <= int(row.min()) <= int(row.max()) < vocabulary:
-        wrong = int(row[(row < 0) | (row >= vocabulary)][0])
+    # Before NumPy sees them: JSON's whole numbers may be larger than 64 bits.
+    wrong = next((part for part in ids if not 0 <= part < vocabulary), None)
+    if wrong is not None:
         raise InvalidInput(
-            f"token id {wrong} is outside this model's vocabulary of {vocabulary}; send text, or ids of POST /tokenize"
+            f"token id {str(wrong)[:40]} is outside this model's vocabulary of {vocabulary}; send text, or ids of "
+            "POST /tokenize"
         )
+    row = np.asarray(ids, dtype=np.int64)
     counted = int(row.size)
     if counted > max_tokens:
         kept = max_tokens - 1
