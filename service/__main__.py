@@ -11,7 +11,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from service.errors import Me5Error
+from service.errors import InvalidInput, Me5Error
 from service.settings import PREFIX, load_settings
 
 P = ParamSpec("P")
@@ -79,7 +79,12 @@ def embed(
     from service.metrics import Metrics
     from service.recipe.prompts import role_of
 
-    inputs = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    chosen = role_of(role)
+    try:
+        inputs = texts or [line for line in sys.stdin.buffer.read().decode("utf-8").split("\n") if line.strip()]
+        "".join(inputs).encode("utf-8")
+    except UnicodeError as error:
+        raise InvalidInput(f"texts must be UTF-8: {error}") from error
     settings = load_settings()
 
     async def run() -> None:
@@ -88,7 +93,7 @@ def embed(
         for start in range(0, len(inputs), settings.max_inputs):
             part = inputs[start : start + settings.max_inputs]
             answer = await embedder.embed(
-                Ask([*part], role=role_of(role), input_type=role, instruction=instruction, timeout_s=86_400)
+                Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
             )
             for index, text in enumerate(part):
                 row = {

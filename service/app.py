@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
@@ -25,6 +26,10 @@ from service.metrics import ERROR_CODES, NO_LABEL, ROUTES, Metrics
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("me5.app")
+
+# Random bytes for each request would cost a system call each.
+_PROCESS_ID = uuid.uuid4().hex[:16].encode()
+_NUMBERS = itertools.count(1)
 
 # nginx's status for a client that closed the connection; it is never sent, only counted.
 CLIENT_CLOSED = 499
@@ -162,9 +167,9 @@ def _error_response(path: str, error: Me5Error, status: int | None = None) -> Re
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's own id where it is short and printable, else a new one."""
+    """The client's own id where it is short and printable, else a new one: the process's own part and a number."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and 0 < len(value) <= 128 and all(33 <= byte < 127 for byte in value):
             given: bytes = value
             return given
-    return uuid.uuid4().hex.encode()
+    return b"%s-%x" % (_PROCESS_ID, next(_NUMBERS))

@@ -45,9 +45,6 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Without the quantised operators' own passes, int8 weights are unpacked to fp32 once, at load, and the matrix
-        # products find them packed for speed; with them, every call would unpack them again.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Idle threads sleep instead of spinning: the event loop and the tokenizer share these cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = providers_for(device, onnxruntime.get_available_providers())

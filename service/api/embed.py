@@ -26,6 +26,9 @@ from service.recipe.prompts import INPUT_TYPES, PromptedText, Role, role_of
 
 router = APIRouter()
 
+# /tokenize never cuts, and answers some 300 bytes a token: ten megabytes of text would take gigabytes.
+TOKENIZE_CHARS_MAX = 1_000_000
+
 INPUTS_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
     "oneOf": [
@@ -123,6 +126,8 @@ async def tokenize(request: Request) -> Response:
     ask = ask_of(request, [*texts], Options(prompt_name=body.prompt_name, input_type=body.input_type))
     if len(texts) > embedder.settings.max_inputs:
         raise InvalidInput(f"batch size {len(texts)} > maximum allowed batch size {embedder.settings.max_inputs}")
+    if (characters := sum(map(len, texts))) > TOKENIZE_CHARS_MAX:
+        raise InvalidInput(f"{characters} characters > {TOKENIZE_CHARS_MAX} a request; split the request")
     rows = await asyncio.to_thread(_tokenize, embedder, embedder.prompted(ask), body.add_special_tokens)
     return json_response(rows)
 
