@@ -35,17 +35,17 @@ soak: $(TEST_STAMP)  ## memory over 20 000 mixed requests
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training pretrain training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
-	$(BIN)/python -m training export runs/me5_nano/final --name me5_nano --weights int8 --max-bytes 40000000
+	$(BIN)/python -m training export runs/me5_nano/latest --name me5_nano --weights int8 --max-bytes 40000000
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
 	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --quick
 
-clean:  ## the environment, caches and runs
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## the environment and caches; runs/ and model_repo/ stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "me5 needs Python 3.11 or newer; make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || (rm -rf $(VENV); exit 1)
 
 $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[cpu,openvino]'

@@ -6,13 +6,17 @@ import asyncio
 import functools
 import json
 import sys
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
 from service.errors import InvalidInput, Me5Error
-from service.settings import PREFIX, load_settings
+from service.settings import PREFIX, Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.embedder import Embedder
 
 P = ParamSpec("P")
 
@@ -38,6 +42,20 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Embedder]:
+    """The settings' model, proved and ready, without a server around it."""
+    from service.embedder import Embedder
+    from service.metrics import Metrics
+
+    embedder = Embedder(settings, Metrics())
+    try:
+        await embedder.start()
+        yield embedder
+    finally:
+        await embedder.stop()
+
+
 @app.command()
 @plain_errors
 def serve() -> None:
@@ -51,18 +69,13 @@ def serve() -> None:
 @plain_errors
 def check() -> None:
     """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
-    from service.embedder import Embedder
-    from service.metrics import Metrics
-
     settings = load_settings()
     for name, value in settings.model_dump().items():
         print(f"{PREFIX}{name.upper()}={value}")
 
     async def prove() -> dict[str, str]:
-        embedder = Embedder(settings, Metrics())
-        await embedder.start()
-        await embedder.stop()
-        return {**embedder.about(), "golden_cosine": f"{embedder.proof_cosine:.6f}"}
+        async with opened(settings) as embedder:
+            return {**embedder.about(), "golden_cosine": f"{embedder.proof_cosine:.6f}"}
 
     print(json.dumps(asyncio.run(prove()), indent=2))
 
@@ -75,8 +88,7 @@ def embed(
     instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
 ) -> None:
     """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
-    from service.embedder import Ask, Embedder
-    from service.metrics import Metrics
+    from service.embedder import Ask
     from service.recipe.prompts import role_of
 
     chosen = role_of(role)
@@ -88,22 +100,20 @@ def embed(
     settings = load_settings()
 
     async def run() -> None:
-        embedder = Embedder(settings, Metrics())
-        await embedder.start()
-        for start in range(0, len(inputs), settings.max_inputs):
-            part = inputs[start : start + settings.max_inputs]
-            answer = await embedder.embed(
-                Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
-            )
-            for index, text in enumerate(part):
-                row = {
-                    "text": text,
-                    "tokens": answer.tokens[index],
-                    "truncated": index in answer.truncated,
-                    "vector": [round(float(part), 7) for part in answer.vectors[index]],
-                }
-                print(json.dumps(row, ensure_ascii=False))
-        await embedder.stop()
+        async with opened(settings) as embedder:
+            for start in range(0, len(inputs), settings.max_inputs):
+                part = inputs[start : start + settings.max_inputs]
+                answer = await embedder.embed(
+                    Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
+                )
+                for index, text in enumerate(part):
+                    row = {
+                        "text": text,
+                        "tokens": answer.tokens[index],
+                        "truncated": index in answer.truncated,
+                        "vector": [round(float(part), 7) for part in answer.vectors[index]],
+                    }
+                    print(json.dumps(row, ensure_ascii=False))
 
     asyncio.run(run())
 

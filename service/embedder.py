@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from service.batching import Lane, Limits, lane_of
 from service.engine import Choice, Engine, choices, cpu_has_bf16, open_engine, openvino_installed, vectors_of
 from service.errors import (
+    DeadlineExceeded,
     EngineFailed,
+    EngineLost,
     GoldenMismatch,
     InvalidInput,
     Me5Error,
@@ -25,7 +28,7 @@ from service.errors import (
     StartupError,
     TextTooLong,
 )
-from service.metrics import Metrics
+from service.metrics import MIXED_ROLES, Metrics
 from service.model import load_model
 from service.recipe.golden import prove
 from service.recipe.pooling import l2_normalize
@@ -35,6 +38,8 @@ from service.scheduler import Job, Scheduler
 from service.settings import Settings
 
 log = logging.getLogger("me5.embedder")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Answer:
     vectors: NDArray[np.float32]
     tokens: list[int]
     truncated: list[int]
-    role: Role
+    roles: list[Role]
     lane: Lane
     characters: int
     tokenize_s: float
@@ -115,8 +120,8 @@ class Embedder:
                 assert engine is not None
                 self._scheduler.start(engine)
                 cosine = prove(self.model.golden, await self._golden_vectors(), engine.precision)
-            except (GoldenMismatch, ModelFileError, EngineFailed) as error:
-                if left == 0:
+            except (GoldenMismatch, ModelFileError, EngineFailed, EngineLost) as error:
+                if left == 0 or self.hung:
                     raise error if isinstance(error, StartupError) else GoldenMismatch(error.message) from error
                 log.warning("%s is not used: %s", choice, error)
             else:
@@ -140,14 +145,24 @@ class Embedder:
             "golden_source": self.model.golden.source,
         }
 
-    async def drain(self) -> None:
-        """Wait until every accepted request is answered."""
-        await self._scheduler.drain()
+    def refuse_all(self) -> None:
+        """Answer every request that waits, and every one that comes, with ShuttingDown."""
+        self._scheduler.refuse_all()
 
     async def stop(self) -> None:
         """End the scheduler and the threads; requests that still wait get ShuttingDown."""
         await self._scheduler.stop()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine's thread is in the middle of something."""
+        return self._scheduler.busy
+
+    @property
+    def hung(self) -> bool:
+        """Whether the engine was given up; its thread can't be ended."""
+        return self._scheduler.state == "hung"
 
     def not_ready(self) -> str | None:
         """Why /readyz is red, or None while it is green."""
@@ -158,16 +173,27 @@ class Embedder:
     async def embed(self, ask: Ask) -> Answer:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
         self._check(ask)
-        self._admit(0)
         started = time.monotonic()
-        tokens, role = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._tokenize, ask)
+        guess = guess_tokens(ask.inputs, self.model.spec.max_tokens)
+        lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess, self._scheduler.limits)
+        self._admit(lane, guess, ask.timeout_s)
+        # Counted as queued while they are tokenised: a crowd can't slip in between the guess and the count.
+        self._scheduler.queued_tokens[lane] += guess
+        try:
+            async with asyncio.timeout(ask.timeout_s or self._default_timeout_s(guess)):
+                tokens, roles = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._tokenize, ask)
+        except TimeoutError as error:
+            self.metrics.rejected_requests.labels("deadline").inc()
+            raise DeadlineExceeded(waiting=len(ask.inputs), total=len(ask.inputs)) from error
+        finally:
+            self._scheduler.queued_tokens[lane] -= guess
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.observe(tokenize_s)
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
-        self._admit(total)
-        lane = ask.lane or lane_of(role, total, self._scheduler.limits)
+        lane = ask.lane or lane_of(role_label(roles), total, self._scheduler.limits)
+        self._admit(lane, total, ask.timeout_s)
         job = Job(
             lane=lane,
             tokens=total,
@@ -184,13 +210,17 @@ class Embedder:
             vectors=_shape(job.vectors, ask),
             tokens=[len(item.ids) for item in tokens],
             truncated=[index for index, item in enumerate(tokens) if item.truncated],
-            role=role,
+            roles=roles,
             lane=lane,
             characters=sum(len(item) for item in ask.inputs if isinstance(item, str)),
             tokenize_s=tokenize_s,
             queue_s=job.queue_s / len(tokens),
             engine_s=job.engine_s / len(tokens),
         )
+
+    async def beside_the_loop(self, work: Callable[[], T]) -> T:
+        """Do what takes long in a tokenizer's thread: as many at once as there are such threads, and no more."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
 
     def prompted(self, ask: Ask) -> list[PromptedText]:
         """The texts of a request with their prompts; ids are not texts and must not be among the inputs."""
@@ -207,29 +237,36 @@ class Embedder:
             if isinstance(text, str)
         ]
 
-    def _tokenize(self, ask: Ask) -> tuple[list[Tokens], Role]:
-        """In a tokenizer thread. The role returned is that of the first text."""
+    def _tokenize(self, ask: Ask) -> tuple[list[Tokens], list[Role]]:
+        """In a tokenizer thread: the tokens of each input, and its role."""
         spec, tokenizer = self.model.spec, self.model.tokenizer
+        vocabulary = tokenizer.get_vocab_size()
         explicit = ask.role is not None or ask.instruction is not None
         rows: list[Tokens | None] = [None] * len(ask.inputs)
         texts: list[tuple[int, str]] = []
         for index, item in enumerate(ask.inputs):
             if isinstance(item, str):
                 texts.append((index, item))
-            elif explicit:
+            elif explicit and not _begins_with(item, self._prompt_ids(ask)):
                 # TEI's rule: with a prompt, ids become text again, and the text gets the prompt.
-                take_ids(item, len(item), tokenizer.get_vocab_size())
+                take_ids(item, len(item), vocabulary, index=index)
                 texts.append((index, tokenizer.decode(item, skip_special_tokens=True)))
             else:
-                rows[index] = take_ids(item, spec.max_tokens, tokenizer.get_vocab_size(), ask.direction)
-        role = ask.role or self.settings.default_role
+                rows[index] = take_ids(item, spec.max_tokens, vocabulary, ask.direction, index=index)
+        roles = [ask.role or self.settings.default_role] * len(ask.inputs)
         if texts:
             prompted = self.prompted(Ask([text for _, text in texts], ask.role, ask.input_type, ask.instruction))
-            role = prompted[0].role
             found = tokenize(tokenizer, prompted, spec.max_tokens, ask.direction)
-            for (index, _), tokens in zip(texts, found, strict=True):
-                rows[index] = tokens
-        return [row for row in rows if row is not None], role
+            for (index, _), tokens, text in zip(texts, found, prompted, strict=True):
+                rows[index], roles[index] = tokens, text.role
+        return [row for row in rows if row is not None], roles
+
+    def _prompt_ids(self, ask: Ask) -> list[int]:
+        """The ids of the prompt that the request's role puts before a text."""
+        prompts = self.model.spec.prompts
+        prefix = prompts.prefix(ask.role or self.settings.default_role, ask.instruction, ask.input_type)
+        found: list[int] = self.model.tokenizer.encode(prefix.rstrip(), add_special_tokens=False).ids
+        return found
 
     def _check(self, ask: Ask) -> None:
         spec, limit = self.model.spec, self.settings.max_inputs
@@ -251,17 +288,29 @@ class Embedder:
         if long and not truncate:
             raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
 
-    def _admit(self, tokens: int) -> None:
-        """Refuse what the queue has no room for. An empty queue has room for any request within the limits."""
-        queued, limit = self._scheduler.queued_tokens, self.settings.max_queued_tokens
-        if queued and queued + tokens > limit:
-            self.metrics.rejected_requests.labels("overloaded").inc()
-            wait_s = retry_after_s(queued + tokens - limit, self._scheduler.tokens_per_s)
-            raise Overloaded(
-                f"Model is overloaded: {queued} tokens are waiting, this request adds {tokens}, the limit is {limit}; "
-                f"try again in {wait_s} s",
-                retry_after_s=wait_s,
-            )
+    def _admit(self, lane: Lane, tokens: int, timeout_s: float | None) -> None:
+        """Refuse what its lane has no room for, and what could not be done in time.
+
+        Each lane has the whole limit for itself, so that bulk work can't keep queries out. An empty lane has room for
+        any request within the other limits.
+        """
+        queued, limit = self._scheduler.queued_tokens[lane], self.settings.max_queued_tokens
+        rate = self._scheduler.tokens_per_s
+        if not queued:
+            return
+        if queued + tokens > limit:
+            excess, why = queued + tokens - limit, f"the limit is {limit} (ME5_MAX_QUEUED_TOKENS)"
+        elif timeout_s is not None and rate and queued / rate > timeout_s:
+            excess, why = int(queued - timeout_s * rate), f"that takes longer than the {timeout_s:g} s allowed"
+        else:
+            return
+        self.metrics.rejected_requests.labels("overloaded").inc()
+        wait_s = retry_after_s(excess, rate)
+        raise Overloaded(
+            f"Model is overloaded: {queued} tokens are waiting in lane {lane}, this request adds {tokens}, {why}; "
+            f"try again in {wait_s} s",
+            retry_after_s=wait_s,
+        )
 
     def _default_timeout_s(self, tokens: int) -> float:
         return self.settings.deadline_s + tokens / self.settings.deadline_tokens_per_s
@@ -296,7 +345,11 @@ class Embedder:
             format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items
         ]
         batches = [pad([row.ids], spec.pad_id) for row in tokenize(self.model.tokenizer, prompted, spec.max_tokens)]
-        prove(golden, [vectors_of(engine.run(batch), batch)[0] for batch in batches], engine.precision)
+        try:
+            prove(golden, [vectors_of(engine.run(batch), batch)[0] for batch in batches], engine.precision)
+        except BaseException:
+            engine.close()
+            raise
         self.engine = engine
         return engine
 
@@ -319,6 +372,22 @@ class Embedder:
 def retry_after_s(excess_tokens: int, tokens_per_s: float) -> int:
     """Whole seconds until this many tokens have left the queue at the measured rate; 1 to 60."""
     return max(1, min(60, math.ceil(excess_tokens / max(tokens_per_s, 1.0))))
+
+
+def role_label(roles: list[Role]) -> str:
+    """The role that all inputs of a request share, or "mixed"."""
+    return roles[0] if len(set(roles)) == 1 else MIXED_ROLES
+
+
+def guess_tokens(inputs: list[str | list[int]], max_tokens: int) -> int:
+    """About how many tokens some inputs will have, from their lengths: 3 characters a token, and a prompt for each."""
+    return sum(min(len(item) // (3 if isinstance(item, str) else 1) + 4, max_tokens) for item in inputs)
+
+
+def _begins_with(ids: list[int], prompt_ids: list[int]) -> bool:
+    """Whether ids hold the prompt already, at their start or behind the opening special token."""
+    size = len(prompt_ids)
+    return size > 0 and prompt_ids in (ids[:size], ids[1 : size + 1])
 
 
 def _shape(vectors: NDArray[np.float32], ask: Ask) -> NDArray[np.float32]:

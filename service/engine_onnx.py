@@ -53,6 +53,12 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime raises a dozen classes here, none of them public
             raise ModelFileError(f"ONNX Runtime can't load {path}: {error}; export or pull the model again") from error
         self.device: str = self._session.get_providers()[0]
+        if device != "auto" and self.device != _PROVIDERS[device][0]:
+            # ONNX Runtime falls back in silence where the driver or a library is missing.
+            raise SettingsError(
+                f"ME5_DEVICE={device}, but ONNX Runtime could only open {self.device}; check the driver and the CUDA "
+                "or TensorRT libraries, or set ME5_DEVICE=auto"
+            )
         self._with_types = "token_type_ids" in spec.inputs
         self._names = {True: spec.output, False: spec.raw_output or spec.output}
         _check_names(
@@ -76,8 +82,9 @@ class OnnxEngine:
 
 
 def _check_names(path: Path, spec: ModelSpec, inputs: list[str], outputs: list[str]) -> None:
-    if sorted(inputs) != sorted(spec.inputs) or spec.output not in outputs:
+    wanted = {spec.output, spec.raw_output or spec.output}
+    if sorted(inputs) != sorted(spec.inputs) or not wanted <= set(outputs):
         raise ModelFileError(
             f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}; spec.json says "
-            f"{', '.join(spec.inputs)} and {spec.output}; export or pull the model again"
+            f"{', '.join(spec.inputs)} and {', '.join(sorted(wanted))}; export or pull the model again"
         )

@@ -37,15 +37,17 @@ class OpenVinoEngine:
                     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
                 },
             )
+            self._outputs = {
+                True: self._compiled.output(spec.output),
+                False: self._compiled.output(spec.raw_output or spec.output),
+            }
+            for name in spec.inputs:
+                self._compiled.input(name)
         except Exception as error:  # OpenVINO raises plain RuntimeError for every fault
             raise ModelFileError(f"OpenVINO can't load {path}: {error}; export or pull the model again") from error
         self.precision: Precision = precision
         self.device = "CPU"
         self._with_types = "token_type_ids" in spec.inputs
-        self._outputs = {
-            True: self._compiled.output(spec.output),
-            False: self._compiled.output(spec.raw_output or spec.output),
-        }
         self._thread = threading.local()
 
     def run(self, batch: TokenBatch, *, unit: bool = True) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ Me5Error                            500 internal
 │   ├── InvalidInput                422 validation       a value outside its limits, with the index of each bad input
 │   ├── TextTooLong                 422 too_long         more tokens than the model reads, and truncation refused
 │   ├── UnsupportedMediaType        415 media_type       a body that is not plain JSON
+│   ├── RequestTimeout              408 request_timeout  the body did not arrive in time
 │   ├── BodyTooLarge                413 body_too_large
 │   └── NotFound                    404 not_found        no such route
 ├── Overloaded                      429 overloaded       the queue is full; carries retry_after_s
@@ -22,6 +23,24 @@ Me5Error                            500 internal
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def ranges(indices: Iterable[int], separator: str = ",") -> str:
+    """Ascending indices, runs joined: 0, 1, 2, 7 → "0-2,7". Every index is named, and the text stays short."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return separator.join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def name_inputs(indices: list[int]) -> str:
+    """Inputs by their indices, for a message: "input 3", "inputs 0, 2-5"."""
+    return f"{'input' if len(indices) == 1 else 'inputs'} {ranges(indices, ', ')}"
 
 
 class Me5Error(Exception):
@@ -70,9 +89,8 @@ class TextTooLong(RequestError):
 
     def __init__(self, *, tokens: int, limit: int, indices: list[int]) -> None:
         # The first sentence is TEI's, word for word: clients recognise it and send the text in halves.
-        where = ", ".join(map(str, indices))
         super().__init__(
-            f"`inputs` must have less than {limit} tokens. Given: {tokens} (input {where}); "
+            f"`inputs` must have less than {limit} tokens. Given: {tokens} ({name_inputs(indices)}); "
             "shorten the text or set truncate to true"
         )
 
@@ -104,7 +122,7 @@ class NotFound(RequestError):
 
 
 class Overloaded(Me5Error):
-    """The queue is full; retry_after_s is how long the work already accepted is expected to take."""
+    """The queue is full; retry_after_s is how long it is expected to take until this request has room."""
 
     status = 429
     code = "overloaded"
@@ -114,11 +132,24 @@ class Overloaded(Me5Error):
         self.retry_after_s = retry_after_s
 
 
+class RequestTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class DeadlineExceeded(Me5Error):
     """The request's time was up before its vectors were there."""
 
     status = 504
     code = "deadline"
+
+    def __init__(self, *, waiting: int, total: int) -> None:
+        super().__init__(
+            f"the vectors were not ready before the deadline ({waiting} of {total} texts were still waiting); "
+            "send fewer texts, allow more time by x-me5-timeout-ms, or raise ME5_DEADLINE_S"
+        )
 
 
 class EngineFailed(Me5Error):

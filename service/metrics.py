@@ -19,6 +19,7 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _RATIO = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 NO_LABEL = "none"
+MIXED_ROLES = "mixed"
 
 
 class Metrics:
@@ -49,8 +50,8 @@ class Metrics:
         self.engine_duration_s = Histogram(
             "me5_engine_duration_seconds", "Time the engine took for a batch.", ("lane",), buckets=_SECONDS, registry=on
         )
-        self.queue_requests = Gauge("me5_queue_requests", "Requests waiting for vectors.", ("lane",), registry=on)
-        self.queue_tokens = Gauge("me5_queue_tokens", "Tokens waiting for a batch.", ("lane",), registry=on)
+        self.queue_requests = Gauge("me5_queue_requests", "Requests without an answer.", ("lane",), registry=on)
+        self.queue_tokens = Gauge("me5_queue_tokens", "Tokens of requests without an answer.", ("lane",), registry=on)
         self.batch_size = Histogram("me5_batch_size", "Texts a batch.", ("lane",), buckets=_ROWS, registry=on)
         self.batch_tokens = Histogram(
             "me5_batch_tokens", "Tokens a batch, padding excluded.", ("lane",), buckets=_TOKENS, registry=on
@@ -79,7 +80,7 @@ class Metrics:
         for route in ROUTES:
             for code in ERROR_CODES:
                 self.request_duration_s.labels(route, NO_LABEL, NO_LABEL, code)
-            for role in ROLES:
+            for role in (*ROLES, MIXED_ROLES):
                 for lane in LANES:
                     self.request_duration_s.labels(route, role, lane, "200")
         for lane in LANES:

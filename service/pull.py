@@ -145,12 +145,11 @@ def _embed_alone(folder: Path, spec: ModelSpec, texts: list[tuple[str, str]]) ->
 def _download(repository: str, revision: str | None) -> Path:
     """The repository's ONNX files, each checked against the SHA-256 that the hub keeps for it."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         about = HfApi().model_info(repository, revision=revision, files_metadata=True)
         folder = Path(snapshot_download(repository, revision=about.sha, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the hub's own errors, its HTTP client's, and the system's, none with a common root
         raise ModelFileError(
             f"can't fetch {repository}: {error}; where there is no network, copy the repository's onnx/ folder and "
             f"tokenizer.json by hand and run: python -m service pull FOLDER --as {repository}"

@@ -1,23 +1,24 @@
 """The loop between requests and the engine: takes batches, runs them in a thread, hands out vectors and errors.
 
-Everything but `_compute` and `_open` runs on the event loop, so there is no lock.
+Everything but `_compute` and `_replace_engine` runs on the event loop, so there is no lock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import LANES, Lane, Limits, choose_lane, take_batch
+from service.batching import LANES, WINDOW, Lane, Limits, choose_lane, take_batch
 from service.engine import Engine, vectors_of
+from service.engine_thread import EngineThread
 from service.errors import DeadlineExceeded, EngineFailed, EngineLost, Me5Error, ShuttingDown
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
@@ -28,6 +29,10 @@ log = logging.getLogger("me5.scheduler")
 State = Literal["starting", "ready", "reopening", "hung", "stopped"]
 
 REOPEN_PAUSE_MAX_S = 30.0
+# A model of two gigabytes is read, compiled and proved in far less.
+OPEN_TIMEOUT_S = 300.0
+# How long the end waits for a batch that nobody needs any more.
+STOP_TIMEOUT_S = 5.0
 # How fast the drain rate follows the newest batch; ten batches make a new average.
 RATE_WEIGHT = 0.1
 
@@ -88,8 +93,8 @@ class Scheduler:
         self.limits = limits
         self.state: State = "starting"
         self.tokens_per_s = 0.0
-        # Tokens of all requests that have no answer yet, the running batch included.
-        self.queued_tokens = 0
+        # Tokens of the requests that have no answer yet, the running batch included, and of those being tokenised.
+        self.queued_tokens: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._open = open_engine
         self._pad_id = pad_id
         self._engine_timeout_s = engine_timeout_s
@@ -99,13 +104,20 @@ class Scheduler:
         self._lanes: dict[Lane, list[Pending]] = {lane: [] for lane in LANES}
         self._jobs: set[Job] = set()
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._batches_since_bulk = 0
+        # Whether texts of answered requests lie in the queue.
+        self._stale = False
         self._failures = 0
-        self._thread = ThreadPoolExecutor(1, "engine")
+        # What the last try to reopen the engine ended with.
+        self._closed_by: str | None = None
+        self._thread = EngineThread()
         self._engine: Engine | None = None
         self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine computes, or hangs."""
+        return self._thread.busy
 
     def start(self, engine: Engine) -> None:
         """Begin to compute with an open engine, or go on with another one. Whether it serves is the caller's to say."""
@@ -117,35 +129,40 @@ class Scheduler:
         self._loop_task.add_done_callback(self._loop_ended)
 
     def submit(self, job: Job, rows: list[NDArray[np.int32]]) -> None:
-        """Queue the texts of a job. Raises EngineLost or ShuttingDown where nothing would answer it."""
+        """Queue the texts of a job. Raises EngineLost or ShuttingDown where nothing would answer it soon."""
         if self.state == "stopped":
+            self._metrics.rejected_requests.labels("shutting_down").inc()
             raise ShuttingDown("the server is shutting down; send the request to another one, or again later")
         if self.state == "hung":
+            self._metrics.rejected_requests.labels("engine_lost").inc()
             raise EngineLost("the engine hangs, this process is about to be restarted; send the request again")
+        if self._closed_by is not None:
+            self._metrics.rejected_requests.labels("engine_lost").inc()
+            raise EngineLost(f"the engine failed and can't be reopened yet ({self._closed_by}); send the request again")
         now = time.monotonic()
         self._jobs.add(job)
-        self.queued_tokens += job.tokens
-        self._idle.clear()
+        self.queued_tokens[job.lane] += job.tokens
         job.done.add_done_callback(lambda _: self._forget(job))
-        job.timer = asyncio.get_running_loop().call_at(job.deadline, self._expire, job)
+        # Not call_at: the loop's clock need not be the monotonic one.
+        job.timer = asyncio.get_running_loop().call_later(job.deadline - now, self._expire, job)
         self._lanes[job.lane].extend(Pending(ids, job, row, now) for row, ids in enumerate(rows))
         self._metrics.queue_requests.labels(job.lane).inc()
         self._metrics.queue_tokens.labels(job.lane).inc(job.tokens)
         self._wake.set()
 
-    async def drain(self) -> None:
-        """Wait until every accepted request is answered."""
-        await self._idle.wait()
-
     async def stop(self) -> None:
-        """Answer what still waits with ShuttingDown and free the engine."""
-        self.state = "stopped"
-        self._fail_all(ShuttingDown("the server is shutting down; send the request to another one, or again later"))
+        """Refuse what still waits, and leave the engine to its thread."""
+        self.refuse_all()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
-        # Without waiting: a batch that is still running finishes in its thread, and nobody needs it.
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._thread.close, 0.0 if self._hung else STOP_TIMEOUT_S)
+
+    def refuse_all(self) -> None:
+        """Answer what still waits with ShuttingDown, and everything that comes."""
+        self.state = "hung" if self._hung else "stopped"
+        self._metrics.rejected_requests.labels("shutting_down").inc(len(self._jobs))
+        self._fail_all(ShuttingDown("the server is shutting down; send the request to another one, or again later"))
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -154,25 +171,19 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         self._jobs.discard(job)
-        self.queued_tokens -= job.tokens
+        self._stale = self._stale or job.remaining > 0
+        self.queued_tokens[job.lane] -= job.tokens
         if job.timer is not None:
             job.timer.cancel()
         self._metrics.queue_requests.labels(job.lane).dec()
         self._metrics.queue_tokens.labels(job.lane).dec(job.tokens)
         if job.done.cancelled():
             self._metrics.rejected_requests.labels("abandoned").inc()
-        if not self._jobs:
-            self._idle.set()
 
     def _expire(self, job: Job) -> None:
         if not job.done.done():
             self._metrics.rejected_requests.labels("deadline").inc()
-            job.fail(
-                DeadlineExceeded(
-                    f"the vectors were not ready before the deadline ({job.remaining} of {len(job.vectors)} texts were "
-                    "still waiting); send fewer texts, allow more time by x-me5-timeout-ms, or raise ME5_DEADLINE_S"
-                )
-            )
+            job.fail(DeadlineExceeded(waiting=job.remaining, total=len(job.vectors)))
 
     def _fail_all(self, error: Me5Error) -> None:
         for waiting in self._lanes.values():
@@ -182,15 +193,19 @@ class Scheduler:
 
     def _take(self) -> list[Pending]:
         # Answered, abandoned and expired texts leave before they cost anything.
-        for lane, waiting in self._lanes.items():
-            self._lanes[lane] = [pending for pending in waiting if not pending.job.done.done()]
+        if self._stale:
+            self._stale = False
+            for lane, waiting in self._lanes.items():
+                self._lanes[lane] = [pending for pending in waiting if not pending.job.done.done()]
         lane_now = choose_lane(bool(self._lanes["interactive"]), bool(self._lanes["bulk"]), self._batches_since_bulk)
         if lane_now is None:
             return []
         self._batches_since_bulk = 0 if lane_now == "bulk" else self._batches_since_bulk + 1
-        batch = take_batch(self._lanes[lane_now], self.limits)
+        waiting = self._lanes[lane_now]
+        batch = take_batch(waiting, self.limits)
         taken = set(map(id, batch))
-        self._lanes[lane_now] = [pending for pending in self._lanes[lane_now] if id(pending) not in taken]
+        # Only the window was looked at: the rest of a long queue is moved, not walked.
+        waiting[:WINDOW] = [pending for pending in waiting[:WINDOW] if id(pending) not in taken]
         return batch
 
     async def _serve(self) -> None:
@@ -204,7 +219,7 @@ class Scheduler:
 
     async def _run(self, batch: list[Pending]) -> None:
         started = time.monotonic()
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
+        work = self._thread.submit(functools.partial(self._compute, batch))
         done, _ = await asyncio.wait({work}, timeout=self._engine_timeout_s)
         if not done:
             log.critical("the engine did not finish a batch in %g s; giving this process up", self._engine_timeout_s)
@@ -218,9 +233,12 @@ class Scheduler:
             return
         self._failures += 1
         log.error("batch of %d texts failed (%d in a row): %r", len(batch), self._failures, error)
+        # Its own words may name files of the server: they are for the operator, in the log and at start.
+        how = "the server's log says how" if self.state == "ready" else str(error)
         for pending in batch:
-            pending.job.fail(EngineFailed(f"the engine failed on this request's batch: {error}"))
-        if self._failures >= self._engine_failures:
+            pending.job.fail(EngineFailed(f"the engine failed on this request's batch: {how}"))
+        # While starting, another engine may be tried; that is not this loop's to decide.
+        if self._failures >= self._engine_failures and self.state == "ready":
             await self._reopen()
 
     def _compute(self, batch: list[Pending]) -> NDArray[np.float32]:
@@ -267,6 +285,10 @@ class Scheduler:
         for pending in batch:
             queue_duration.observe(started - pending.arrived)
 
+    @property
+    def _hung(self) -> bool:
+        return self.state == "hung"
+
     def _give_up(self) -> None:
         self.state = "hung"
         self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
@@ -279,19 +301,34 @@ class Scheduler:
         pause_s = 1.0
         while True:
             log.warning("reopening the engine after %d failed batches", self._failures)
-            try:
-                if self._engine is not None:
-                    self._engine.close()
-                    self._engine = None
-                self._engine = await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
-            except Exception as error:  # whatever an engine raises: the process stays up, says so, and tries again
-                log.error("the engine can't be reopened, next try in %g s: %r", pause_s, error)
-                self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
-                self._fail_all(EngineLost(f"the engine failed and can't be reopened yet: {error}"))
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, REOPEN_PAUSE_MAX_S)
-            else:
+            work = self._thread.submit(self._replace_engine)
+            done, _ = await asyncio.wait({work}, timeout=OPEN_TIMEOUT_S)
+            if not done:
+                log.critical("the engine did not open in %g s; giving this process up", OPEN_TIMEOUT_S)
+                self._give_up()
+                return
+            error = work.exception()
+            if error is None:
+                self._closed_by = None
                 self._failures = 0
                 self._metrics.engine_restarts.inc()
-                self.state = "ready"
+                if self.state == "reopening":
+                    self.state = "ready"
                 return
+            # Whatever an engine raises: the process stays up, says so, and tries again.
+            log.error("the engine can't be reopened, next try in %g s: %r", pause_s, error)
+            self._closed_by = type(error).__name__
+            self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
+            self._fail_all(EngineLost("the engine failed and can't be reopened yet; send the request again"))
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, REOPEN_PAUSE_MAX_S)
+
+    def _replace_engine(self) -> None:
+        """In the engine's thread: close what failed, open another."""
+        old, self._engine = self._engine, None
+        if old is not None:
+            try:
+                old.close()
+            except Exception as error:  # it failed before; that it fails to close must not keep the next one away
+                log.warning("the failed engine can't be closed: %r", error)
+        self._engine = self._open()

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import SettingsError
 from service.recipe.prompts import Role
@@ -22,10 +21,10 @@ PREFIX = "ME5_"
 _OTHERS = frozenset({"ME5_DATA"})
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting of the gateway, frozen once read. The environment's name is ME5_ and the field's, upper case."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import TypeVar
 
 import numpy as np
@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.reading import embedder_of
-from service.embedder import Answer, Ask
-from service.errors import InvalidInput
+from service.embedder import Answer, Ask, role_label
+from service.errors import InvalidInput, ranges
 
 TIMEOUT_HEADER = "x-me5-timeout-ms"
 LANE_HEADER = "x-me5-lane"
+
+HEADER_CHARS_MAX = 1000
 
 T = TypeVar("T")
 
@@ -32,11 +34,14 @@ async def answer(request: Request, ask: Ask) -> Answer:
     """Embed, count what was done, and leave role and lane where the request's metrics find them."""
     embedder = embedder_of(request)
     found = await until_disconnect(request, embedder.embed(ask))
-    request.scope["me5"] = (found.role, found.lane)
+    request.scope["me5"] = (role_label(found.roles), found.lane)
     metrics = embedder.metrics
-    metrics.inputs.labels(found.role).inc(len(found.tokens))
-    metrics.tokens.labels(found.role).inc(sum(found.tokens))
-    metrics.truncated_inputs.labels(found.role).inc(len(found.truncated))
+    for role in set(found.roles):
+        rows = [index for index, given in enumerate(found.roles) if given == role]
+        metrics.inputs.labels(role).inc(len(rows))
+        metrics.tokens.labels(role).inc(sum(found.tokens[index] for index in rows))
+    for index in found.truncated:
+        metrics.truncated_inputs.labels(found.roles[index]).inc()
     return found
 
 
@@ -70,12 +75,12 @@ def headers_of(request: Request, found: Answer) -> dict[str, str]:
         "x-tokenization-time": _ms(found.tokenize_s),
         "x-queue-time": _ms(found.queue_s),
         "x-inference-time": _ms(found.engine_s),
-        "x-me5-role": found.role,
+        "x-me5-role": role_label(found.roles),
         "x-me5-lane": found.lane,
         "x-me5-truncated": str(len(found.truncated)),
     }
     if found.truncated:
-        headers["x-me5-truncated-inputs"] = ranges(found.truncated)
+        headers["x-me5-truncated-inputs"] = _header_list(ranges(found.truncated))
     return headers
 
 
@@ -104,21 +109,17 @@ def timeout_s_of(request: Request) -> float | None:
     return timeout_ms / 1000
 
 
-def ranges(indices: Iterable[int]) -> str:
-    """Ascending indices, runs joined: 0, 1, 2, 7 → "0-2,7". A header stays short though every input was cut."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
-
-
 async def _disconnected(request: Request) -> None:
     # The body is read to its end by now: the next message can only be the disconnect.
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _header_list(text: str) -> str:
+    """A comma-separated list short enough for a header; "..." says that it goes on (proxies refuse long ones)."""
+    if len(text) <= HEADER_CHARS_MAX:
+        return text
+    return text[:HEADER_CHARS_MAX].rpartition(",")[0] + ",..."
 
 
 def _ms(seconds: float) -> str:

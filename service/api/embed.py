@@ -5,7 +5,6 @@ Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,17 +16,18 @@ from tokenizers import Encoding
 
 from service import __version__
 from service.api.answering import LANE_HEADER, answer, headers_of, json_response, timeout_s_of
-from service.api.reading import Body, embedder_of, parse_inputs, read
+from service.api.reading import Body, embedder_of, parse_inputs, parse_texts, read
 from service.api.schema import schema_of
 from service.batching import LANES, Lane
 from service.embedder import Ask, Embedder
-from service.errors import EmptyInput, InvalidInput
+from service.errors import InvalidInput, name_inputs
 from service.recipe.prompts import INPUT_TYPES, PromptedText, Role, role_of
+from service.recipe.tokens import take_ids
 
 router = APIRouter()
 
 # /tokenize never cuts, and answers some 300 bytes a token: ten megabytes of text would take gigabytes.
-TOKENIZE_CHARS_MAX = 1_000_000
+TOKENIZE_CHARS_MAX = 100_000
 
 INPUTS_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
@@ -38,7 +38,17 @@ INPUTS_SCHEMA = {
     ],
     "examples": [["query: how tall is the Fernsehturm?", "passage: Der Fernsehturm ist 368 Meter hoch."]],
 }
+# Checked by hand: a validator that reports every one of a million wrong elements is a way to fill the memory.
 Inputs = Annotated[JsonValue, WithJsonSchema(INPUTS_SCHEMA)]
+Texts = Annotated[
+    JsonValue, WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+]
+Ids = Annotated[
+    JsonValue,
+    WithJsonSchema(
+        {"type": "array", "items": {"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}}
+    ),
+]
 # TEI takes both spellings, and clients send both.
 Side = Annotated[Literal["left", "right"], BeforeValidator(lambda value: str(value).lower())]
 InputTypeName = Annotated[str, WithJsonSchema({"type": "string", "enum": list(INPUT_TYPES)})]
@@ -67,7 +77,7 @@ class SimilarityInputs(Body):
     """One text, and the texts to compare it with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Texts
 
 
 class SimilarityBody(Body):
@@ -80,7 +90,7 @@ class SimilarityBody(Body):
 class TokenizeBody(Body):
     """POST /tokenize."""
 
-    inputs: str | list[str]
+    inputs: Texts
     add_special_tokens: bool = True
     prompt_name: InputTypeName | None = None
     input_type: InputTypeName | None = None
@@ -89,7 +99,7 @@ class TokenizeBody(Body):
 class DecodeBody(Body):
     """POST /decode."""
 
-    ids: list[int] | list[list[int]]
+    ids: Ids
     skip_special_tokens: bool = True
 
 
@@ -99,7 +109,10 @@ async def embed(request: Request) -> Response:
     """A list of vectors, one per input, in order; always a list of lists."""
     body = await read(request, EmbedBody)
     found = await answer(
-        request, ask_of(request, parse_inputs(body.inputs, "inputs"), body, body.normalize, body.dimensions)
+        request,
+        ask_of(
+            request, parse_inputs(body.inputs, "inputs", _max_inputs(request)), body, body.normalize, body.dimensions
+        ),
     )
     return json_response(found.vectors, headers_of(request, found))
 
@@ -108,12 +121,9 @@ async def embed(request: Request) -> Response:
 async def similarity(request: Request) -> Response:
     """The cosine of the source sentence with each of the sentences."""
     body = await read(request, SimilarityBody)
-    texts: list[str | list[int]] = [body.inputs.source_sentence, *body.inputs.sentences]
-    if not body.inputs.sentences:
-        raise EmptyInput("`inputs.sentences` cannot be empty")
-    if not all(texts):
-        raise EmptyInput("`inputs.source_sentence` and `inputs.sentences` cannot hold empty texts")
-    found = await answer(request, ask_of(request, texts, body.parameters or Options()))
+    source = parse_texts(body.inputs.source_sentence, "inputs.source_sentence", 1)
+    sentences = parse_texts(body.inputs.sentences, "inputs.sentences", _max_inputs(request))
+    found = await answer(request, ask_of(request, [*source, *sentences], body.parameters or Options()))
     return json_response(found.vectors[1:] @ found.vectors[0], headers_of(request, found))
 
 
@@ -122,30 +132,30 @@ async def tokenize(request: Request) -> Response:
     """Every token of each text, prompt included, never cut; start and stop are bytes of the prompted text."""
     body = await read(request, TokenizeBody)
     embedder = embedder_of(request)
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    texts = parse_texts(body.inputs, "inputs", _max_inputs(request), empty=True)
     ask = ask_of(request, [*texts], Options(prompt_name=body.prompt_name, input_type=body.input_type))
-    if len(texts) > embedder.settings.max_inputs:
-        raise InvalidInput(f"batch size {len(texts)} > maximum allowed batch size {embedder.settings.max_inputs}")
     if (characters := sum(map(len, texts))) > TOKENIZE_CHARS_MAX:
         raise InvalidInput(f"{characters} characters > {TOKENIZE_CHARS_MAX} a request; split the request")
-    rows = await asyncio.to_thread(_tokenize, embedder, embedder.prompted(ask), body.add_special_tokens)
-    return json_response(rows)
+    prompted, special = embedder.prompted(ask), body.add_special_tokens
+    return await embedder.beside_the_loop(lambda: json_response(_tokenize(embedder, prompted, special)))
 
 
 @router.post("/decode", openapi_extra=schema_of(DecodeBody), summary="Token ids to texts")
 async def decode(request: Request) -> Response:
     """One text for each list of ids."""
     body = await read(request, DecodeBody)
-    tokenizer = embedder_of(request).model.tokenizer
-    flat = [part for part in body.ids if isinstance(part, int)]
-    rows = [row for row in body.ids if isinstance(row, list)] or [flat]
-    size = tokenizer.get_vocab_size()
-    for index, row in enumerate(rows):
-        wrong = [part for part in row if not 0 <= part < size]
-        if wrong:
-            raise InvalidInput(f"ids {index}: {str(wrong[0])[:40]} is outside this model's vocabulary of {size}")
-    texts = await asyncio.to_thread(tokenizer.decode_batch, rows, skip_special_tokens=body.skip_special_tokens)
-    return json_response(texts)
+    embedder = embedder_of(request)
+    tokenizer, skip = embedder.model.tokenizer, body.skip_special_tokens
+    rows = parse_inputs(body.ids, "ids", _max_inputs(request), empty=True)
+    wrong = [index for index, row in enumerate(rows) if isinstance(row, str)]
+    if wrong:
+        raise InvalidInput(f"`ids` must hold token ids; {name_inputs(wrong)} is a text")
+    ids = [row for row in rows if isinstance(row, list)]
+    if (count := sum(map(len, ids))) > TOKENIZE_CHARS_MAX:
+        raise InvalidInput(f"{count} token ids > {TOKENIZE_CHARS_MAX} a request; split the request")
+    for index, row in enumerate(ids):
+        take_ids(row, len(row), tokenizer.get_vocab_size(), index=index)
+    return await embedder.beside_the_loop(lambda: json_response(tokenizer.decode_batch(ids, skip_special_tokens=skip)))
 
 
 @router.get("/info", summary="The model and the limits")
@@ -188,6 +198,7 @@ async def info(request: Request) -> Response:
                 "instruct": spec.prompts.instruct,
             },
             "max_queued_tokens": settings.max_queued_tokens,
+            "max_tokenize_characters": TOKENIZE_CHARS_MAX,
             "max_body_bytes": settings.max_body_bytes,
         }
     )
@@ -220,6 +231,10 @@ def ask_of(
         lane=_lane_of(request),
         timeout_s=timeout_s_of(request),
     )
+
+
+def _max_inputs(request: Request) -> int:
+    return embedder_of(request).settings.max_inputs
 
 
 def _lane_of(request: Request) -> Lane | None:

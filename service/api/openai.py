@@ -18,7 +18,7 @@ from service.api.answering import answer, headers_of, json_response, rows_of
 from service.api.embed import Inputs, Options, ask_of
 from service.api.reading import embedder_of, parse_inputs, read
 from service.api.schema import schema_of
-from service.errors import MalformedRequest, NotFound
+from service.errors import MalformedRequest, NotFound, name_inputs
 from service.recipe.prompts import Role
 
 router = APIRouter(prefix="/v1")
@@ -30,7 +30,7 @@ class EmbeddingsBody(Options):
     model_config = ConfigDict(json_schema_extra={"required": ["input"]})
     input: Inputs
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = None
     user: str | None = None
     normalize: bool = True
@@ -41,12 +41,12 @@ async def embeddings(request: Request) -> Response:
     """OpenAI's list of embeddings. A `-query` or `-passage` suffix on the model's name sets the role."""
     body = await read(request, EmbeddingsBody)
     embedder = embedder_of(request)
-    inputs = parse_inputs(body.input, "input")
+    inputs = parse_inputs(body.input, "input", embedder.settings.max_inputs)
     foreign = [index for index, item in enumerate(inputs) if not isinstance(item, str)]
     if foreign:
         # LangChain sends ids of OpenAI's own vocabulary by default; embedding them would give nonsense in silence.
         raise MalformedRequest(
-            f"`input` holds token ids (input {foreign[0]}), which this model can't tell from another vocabulary's; "
+            f"`input` holds token ids ({name_inputs(foreign)}), which this model can't tell from another vocabulary's; "
             "send texts (langchain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to "
             "POST /embed"
         )

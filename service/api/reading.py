@@ -9,13 +9,18 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from service.embedder import Embedder
-from service.errors import BodyTooLarge, EmptyInput, InvalidInput, MalformedRequest, UnsupportedMediaType
-from service.metrics import Metrics
+from service.errors import (
+    BodyTooLarge,
+    EmptyInput,
+    InvalidInput,
+    MalformedRequest,
+    RequestTimeout,
+    UnsupportedMediaType,
+    name_inputs,
+)
 
 # A client that sends slower than this is cut off; ten megabytes take a second on any real network.
 BODY_TIMEOUT_S = 30.0
-# How many bad inputs an error names; the rest is counted.
-NAMED_MAX = 20
 
 
 class Body(BaseModel):
@@ -41,13 +46,27 @@ async def read(request: Request, shape: type[B]) -> B:
         parsed = shape.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error, shape) from error
-    if parsed.model_extra:
-        _count_unknown(embedder.metrics, request, len(parsed.model_extra))
+    if unknown := _unknown_fields(parsed):
+        embedder.metrics.unknown_fields.labels(request.scope["path"]).inc(unknown)
+        # Counted, and let go: the body lives as long as its request waits.
+        parsed.__pydantic_extra__ = {}
     return parsed
 
 
-def parse_inputs(value: JsonValue, name: str) -> list[str | list[int]]:
-    """TEI's four forms of inputs: a text, a list of ids, and lists of texts or of lists of ids, mixed or not."""
+def parse_texts(value: JsonValue, name: str, max_inputs: int, *, empty: bool = False) -> list[str]:
+    """One text or a list of texts."""
+    found = parse_inputs(value, name, max_inputs, empty=empty)
+    wrong = [index for index, item in enumerate(found) if not isinstance(item, str)]
+    if wrong:
+        raise InvalidInput(f"`{name}` must hold texts; {name_inputs(wrong)} is a list of numbers")
+    return [item for item in found if isinstance(item, str)]
+
+
+def parse_inputs(value: JsonValue, name: str, max_inputs: int, *, empty: bool = False) -> list[str | list[int]]:
+    """TEI's four forms of inputs: a text, a list of ids, and lists of texts or of lists of ids, mixed or not.
+
+    empty: whether an input may be empty; the list itself never may.
+    """
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
@@ -56,6 +75,11 @@ def parse_inputs(value: JsonValue, name: str) -> list[str | list[int]]:
         raise EmptyInput(f"`{name}` cannot be empty")
     if all(_is_id(item) for item in value):
         value = [value]
+    if len(value) > max_inputs:
+        raise InvalidInput(
+            f"batch size {len(value)} > maximum allowed batch size {max_inputs}; split the request, "
+            "or raise ME5_MAX_INPUTS"
+        )
     found: list[str | list[int]] = []
     wrong: list[tuple[int, JsonValue]] = []
     for index, item in enumerate(value):
@@ -67,12 +91,12 @@ def parse_inputs(value: JsonValue, name: str) -> list[str | list[int]]:
             wrong.append((index, item))
     if wrong:
         raise InvalidInput(
-            f"`{name}` must hold texts or lists of token ids; {_name_inputs([index for index, _ in wrong])} "
+            f"`{name}` must hold texts or lists of token ids; {name_inputs([index for index, _ in wrong])} "
             f"{'is' if len(wrong) == 1 else 'are not: the first is'} {_kind(wrong[0][1])}"
         )
-    empty = [index for index, item in enumerate(found) if not item]
-    if empty:
-        where = "" if len(found) == 1 else f" ({_name_inputs(empty)})"
+    blank = [index for index, item in enumerate(found) if not item]
+    if blank and not empty:
+        where = "" if len(found) == 1 else f" ({name_inputs(blank)})"
         raise EmptyInput(f"`{name}` cannot be empty{where}")
     return found
 
@@ -96,7 +120,7 @@ async def _read_bytes(request: Request, limit_bytes: int) -> bytes:
                 elif size > 8 * limit_bytes:
                     break
     except TimeoutError as error:
-        raise MalformedRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes did)") from error
+        raise RequestTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes did)") from error
     except ClientDisconnect as error:
         raise MalformedRequest("the connection closed before the body was complete") from error
     if too_large or size > limit_bytes:
@@ -113,25 +137,20 @@ def _explain(error: ValidationError, shape: type[Body]) -> MalformedRequest | In
         needed = [name for name, field in shape.model_fields.items() if field.is_required()]
         return InvalidInput(f"the body must be a JSON object with {', '.join(needed)}")
     parts = []
-    for item in items[:NAMED_MAX]:
+    for item in items[:20]:
         field = ".".join(map(str, item["loc"]))
         given = "" if item["type"] == "missing" else f", given: {str(item['input'])[:80]!r}"
         parts.append(f"`{field}`: {item['msg'][:1].lower()}{item['msg'][1:]}{given}")
     return InvalidInput("; ".join(parts))
 
 
-def _count_unknown(metrics: Metrics, request: Request, count: int) -> None:
-    metrics.unknown_fields.labels(request.scope["path"]).inc(count)
+def _unknown_fields(body: Body) -> int:
+    nested = (getattr(body, name) for name in type(body).model_fields)
+    return len(body.model_extra or ()) + sum(_unknown_fields(part) for part in nested if isinstance(part, Body))
 
 
 def _is_id(value: JsonValue) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _name_inputs(indices: list[int]) -> str:
-    named = ", ".join(map(str, indices[:NAMED_MAX]))
-    more = f" and {len(indices) - NAMED_MAX} more" if len(indices) > NAMED_MAX else ""
-    return f"{'input' if len(indices) == 1 else 'inputs'} {named}{more}"
 
 
 def _kind(value: JsonValue) -> str:

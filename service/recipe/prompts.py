@@ -59,7 +59,7 @@ class Prompts:
             return self.passage
         if not self.instruct:
             return self.query
-        chosen = instruction or self.instructions.get(input_type or "query") or self.instructions["query"]
+        chosen = instruction or self.instructions.get((input_type or "query").lower()) or self.instructions["query"]
         return f"{_INSTRUCT_HEAD}{chosen}{_INSTRUCT_TAIL}"
 
 

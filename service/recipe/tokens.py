@@ -80,14 +80,19 @@ def tokenize(
     ]
 
 
-def take_ids(ids: Sequence[int], max_tokens: int, vocabulary: int, direction: Direction = "right") -> Tokens:
-    """Ids that the caller tokenised with this model's tokenizer, special tokens included; checked and cut."""
+def take_ids(
+    ids: Sequence[int], max_tokens: int, vocabulary: int, direction: Direction = "right", *, index: int = 0
+) -> Tokens:
+    """Ids that the caller tokenised with this model's tokenizer, special tokens included; checked and cut.
+
+    index: the input's place in its request, for the error.
+    """
     # Before NumPy sees them: JSON's whole numbers may be larger than 64 bits.
     wrong = next((part for part in ids if not 0 <= part < vocabulary), None)
     if wrong is not None:
         raise InvalidInput(
-            f"token id {str(wrong)[:40]} is outside this model's vocabulary of {vocabulary}; send text, or ids of "
-            "POST /tokenize"
+            f"input {index}: token id {str(wrong)[:40]} is outside this model's vocabulary of {vocabulary}; "
+            "send text, or ids of POST /tokenize"
         )
     row = np.asarray(ids, dtype=np.int64)
     counted = int(row.size)
@@ -130,7 +135,8 @@ def _cut(encoding: Encoding, prompt_chars: int, max_tokens: int, direction: Dire
     if direction == "right":
         kept = [ids[: max_tokens - closing], ids[counted - closing :]]
     else:
-        head = _prompt_tokens(encoding, prompt_chars)
+        # A prompt longer than the limit loses its end: what is cut is then all of the text.
+        head = min(_prompt_tokens(encoding, prompt_chars), max_tokens - closing)
         kept = [ids[:head], ids[counted - (max_tokens - head) :]]
     return Tokens(np.concatenate(kept), counted, True)
 

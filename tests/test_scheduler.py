@@ -1,0 +1,418 @@
+"""The scheduler and the embedder around the real engine and the shipped model, with faults to order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from faulty_engine import FaultyEngine, first_row_nan, raises, slow, wrong_shape
+
+from service.embedder import Answer, Ask, Embedder, guess_tokens, retry_after_s, role_label
+from service.engine import Choice
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    EngineLost,
+    GoldenMismatch,
+    InvalidInput,
+    Me5Error,
+    Overloaded,
+    ShuttingDown,
+    TextTooLong,
+)
+from service.metrics import Metrics
+from service.settings import load_settings
+
+
+@asynccontextmanager
+async def serving(
+    engine: FaultyEngine | None = None, on_hang: Callable[[], None] = lambda: None, **variables: str
+) -> AsyncIterator[tuple[Embedder, FaultyEngine]]:
+    engine = engine or FaultyEngine()
+    environ = {f"ME5_{name.upper()}": value for name, value in variables.items()}
+    embedder = Embedder(load_settings(environ), Metrics(), engine=engine, on_hang=on_hang)
+    await embedder.start()
+    engine.batches.clear()
+    try:
+        yield embedder, engine
+    finally:
+        engine.go.set()
+        await embedder.stop()
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
+
+
+async def outcome(work: Awaitable[Answer]) -> Answer | Me5Error:
+    try:
+        return await work
+    except Me5Error as error:
+        return error
+
+
+def value_of(embedder: Embedder, name: str, **labels: str) -> float:
+    found = embedder.metrics.registry.get_sample_value(name, labels)
+    assert found is not None, name
+    return found
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_requests_that_arrive_while_the_engine_is_busy_share_the_next_batch() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            first = asyncio.create_task(embedder.embed(Ask(["one"])))
+            await settled(lambda: len(engine.batches) == 1)
+            rest = [asyncio.create_task(embedder.embed(Ask([f"text {index}"]))) for index in range(20)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 21)
+            engine.go.set()
+            await asyncio.gather(first, *rest)
+            assert len(engine.batches) == 2
+            assert engine.batches[1].rows == 20
+
+    run(story)
+
+
+def test_an_idle_engine_gets_a_lone_text_at_once() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            await embedder.embed(Ask(["one"]))
+            await embedder.embed(Ask(["two"]))
+            assert [batch.rows for batch in engine.batches] == [1, 1]
+
+    run(story)
+
+
+@pytest.mark.parametrize("fault", [raises, wrong_shape])
+def test_a_failed_batch_answers_all_its_requests_and_the_next_batch_still_runs(fault: object) -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.fault = fault  # type: ignore[assignment]
+            failed = await asyncio.gather(*(outcome(embedder.embed(Ask([f"text {index}"]))) for index in range(4)))
+            assert all(isinstance(error, EngineFailed) for error in failed)
+            engine.fault = None
+            assert len((await embedder.embed(Ask(["fine"]))).vectors) == 1
+            assert embedder.not_ready() is None
+            assert value_of(embedder, "me5_queue_requests", lane="interactive") == 0
+            assert value_of(embedder, "me5_queue_tokens", lane="interactive") == 0
+
+    run(story)
+
+
+def test_a_vector_that_is_not_finite_fails_its_own_request_only() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            engine.fault = first_row_nan
+            blocker = asyncio.create_task(outcome(embedder.embed(Ask(["blocks"]))))
+            await settled(lambda: len(engine.batches) == 1)
+            tasks = [asyncio.create_task(outcome(embedder.embed(Ask([f"text {index}"])))) for index in range(6)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 7)
+            engine.go.set()
+            answers = await asyncio.gather(*tasks)
+            await blocker
+            assert [isinstance(answer, EngineFailed) for answer in answers].count(True) == 1
+            assert [isinstance(answer, Answer) for answer in answers].count(True) == 5
+
+    run(story)
+
+
+def test_an_engine_that_fails_again_and_again_is_reopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        monkeypatch.setenv("ME5_ENGINE", "onnx")
+        async with serving(engine_failures="3") as (embedder, engine):
+            # As if the settings had chosen it: what is reopened is the real engine from the model's folder.
+            embedder._choice = Choice("onnx", "fp32")
+            engine.fault = raises
+            for _ in range(3):
+                assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
+            assert embedder.not_ready() == "engine reopening"
+            answer = await embedder.embed(Ask(["text"]))
+            assert np.isfinite(answer.vectors).all()
+            assert embedder.not_ready() is None
+            assert value_of(embedder, "me5_engine_restarts_total") == 1
+
+    run(story)
+
+
+def test_while_the_engine_can_not_be_reopened_requests_get_503_and_readiness_is_red() -> None:
+    async def story() -> None:
+        # Handed in open, this engine has nothing to be opened from again.
+        async with serving(engine_failures="1") as (embedder, engine):
+            engine.fault = raises
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
+            await settled(lambda: embedder.not_ready() is not None)
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineLost)
+            assert embedder.not_ready() == "engine reopening"
+            assert value_of(embedder, "me5_rejected_requests_total", reason="engine_lost") >= 1
+
+    run(story)
+
+
+def test_a_hung_engine_turns_readiness_red_answers_503_and_ends_the_process() -> None:
+    async def story() -> None:
+        ended: list[bool] = []
+        async with serving(engine_timeout_s="0.3", on_hang=lambda: ended.append(True)) as (embedder, engine):
+            engine.go.clear()
+            answers = await asyncio.gather(*(outcome(embedder.embed(Ask([f"text {index}"]))) for index in range(5)))
+            assert all(isinstance(answer, EngineLost) for answer in answers)
+            assert embedder.not_ready() == "engine hung"
+            assert ended == [True]
+            assert isinstance(await outcome(embedder.embed(Ask(["late"]))), EngineLost)
+
+    run(story)
+
+
+def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            blocker = asyncio.create_task(embedder.embed(Ask(["blocks"])))
+            await settled(lambda: len(engine.batches) == 1)
+            late = await outcome(embedder.embed(Ask(["late"], timeout_s=0.1)))
+            assert isinstance(late, DeadlineExceeded)
+            engine.go.set()
+            await blocker
+            await embedder.embed(Ask(["next"]))
+            assert len(engine.batches) == 2
+            assert value_of(embedder, "me5_rejected_requests_total", reason="deadline") == 1
+
+    run(story)
+
+
+def test_abandoned_requests_are_dropped_before_their_batch_is_padded() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            blocker = asyncio.create_task(embedder.embed(Ask(["blocks"])))
+            await settled(lambda: len(engine.batches) == 1)
+            gone = [asyncio.create_task(embedder.embed(Ask([f"gone {index}"]))) for index in range(10)]
+            kept = asyncio.create_task(embedder.embed(Ask(["kept"])))
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 12)
+            for task in gone:
+                task.cancel()
+            await asyncio.sleep(0)
+            engine.go.set()
+            await asyncio.gather(blocker, kept)
+            assert [batch.rows for batch in engine.batches] == [1, 1]
+            assert value_of(embedder, "me5_rejected_requests_total", reason="abandoned") == 10
+
+    run(story)
+
+
+def test_queries_overtake_bulk_and_bulk_is_not_starved() -> None:
+    async def story() -> None:
+        async with serving(max_batch_tokens="512") as (embedder, engine):
+            engine.fault = slow(0.01)
+            passages = [f"passage {index} " * 60 for index in range(20)]
+            order: list[str] = []
+
+            async def ask(name: str, ask: Ask) -> None:
+                await embedder.embed(ask)
+                order.append(name)
+
+            bulk = asyncio.create_task(ask("bulk", Ask(list(passages), role="passage")))
+            await settled(lambda: len(engine.batches) >= 1)
+            queries = [asyncio.create_task(ask("query", Ask([f"query {index}"]))) for index in range(3)]
+            await asyncio.gather(bulk, *queries)
+            assert order == ["query"] * 3 + ["bulk"]
+
+            # A stream of queries that never ends: bulk still gets its share.
+            bulk = asyncio.create_task(ask("bulk", Ask(list(passages), role="passage")))
+
+            async def stream() -> None:
+                while not bulk.done():
+                    await embedder.embed(Ask(["query"]))
+
+            await asyncio.gather(bulk, stream(), stream())
+            assert order[-1] == "bulk"
+
+    run(story)
+
+
+def test_admission_is_by_tokens_and_an_empty_queue_takes_any_request() -> None:
+    async def story() -> None:
+        async with serving(max_queued_tokens="50") as (embedder, engine):
+            large = await embedder.embed(Ask(["a rather long text " * 20] * 8))
+            assert sum(large.tokens) > 50
+            engine.go.clear()
+            blocker = asyncio.create_task(embedder.embed(Ask(["a rather long text " * 20] * 8)))
+            await settled(lambda: len(engine.batches) >= 2)
+            refused = await outcome(embedder.embed(Ask(["one more"])))
+            assert isinstance(refused, Overloaded)
+            assert 1 <= refused.retry_after_s <= 60
+            assert value_of(embedder, "me5_rejected_requests_total", reason="overloaded") == 1
+            engine.go.set()
+            await blocker
+            await embedder.embed(Ask(["one more"]))
+
+    run(story)
+
+
+def test_tokens_are_guessed_from_lengths_before_they_are_counted() -> None:
+    assert guess_tokens(["abc" * 10, [1, 2, 3]], 512) == 14 + 7
+    assert guess_tokens(["x" * 100_000], 512) == 512
+
+
+def test_retry_after_is_the_time_the_excess_takes_at_the_measured_rate() -> None:
+    assert retry_after_s(10_000, 1_000.0) == 10
+    assert retry_after_s(1, 1_000.0) == 1
+    assert retry_after_s(10**9, 1_000.0) == 60
+    assert retry_after_s(5, 0.0) == 5
+
+
+def test_stopping_answers_what_waits_and_refuses_what_comes() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            waiting = [asyncio.create_task(outcome(embedder.embed(Ask([f"text {index}"])))) for index in range(3)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 3)
+            embedder.refuse_all()
+            assert all(isinstance(answer, ShuttingDown) for answer in await asyncio.gather(*waiting))
+            assert isinstance(await outcome(embedder.embed(Ask(["late"]))), ShuttingDown)
+            assert value_of(embedder, "me5_rejected_requests_total", reason="shutting_down") == 4
+
+    run(story)
+
+
+def test_requests_that_wait_outside_a_failed_batch_are_not_touched() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            engine.fault = lambda batch, vectors: raises(batch, vectors) if batch.rows == 3 else vectors
+            doomed = asyncio.create_task(outcome(embedder.embed(Ask(["same text"] * 3))))
+            await settled(lambda: len(engine.batches) == 1)
+            waiting = [asyncio.create_task(outcome(embedder.embed(Ask([f"text {index}"])))) for index in range(5)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 6)
+            engine.go.set()
+            assert isinstance(await doomed, EngineFailed)
+            assert all(isinstance(answer, Answer) for answer in await asyncio.gather(*waiting))
+
+    run(story)
+
+
+def test_bulk_work_that_fills_its_lane_keeps_no_query_out() -> None:
+    async def story() -> None:
+        async with serving(max_queued_tokens="100") as (embedder, engine):
+            engine.go.clear()
+            bulk = asyncio.create_task(embedder.embed(Ask(["a rather long text " * 20] * 8, role="passage")))
+            await settled(lambda: len(engine.batches) == 1)
+            assert isinstance(await outcome(embedder.embed(Ask(["more of it " * 20], role="passage"))), Overloaded)
+            query = asyncio.create_task(embedder.embed(Ask(["a query"])))
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 1)
+            engine.go.set()
+            assert len((await query).vectors) == 1
+            await bulk
+
+    run(story)
+
+
+def test_work_that_can_not_be_done_before_its_deadline_is_refused_at_once() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            blocker = asyncio.create_task(embedder.embed(Ask(["a rather long text " * 20] * 200, role="passage")))
+            await settled(lambda: len(engine.batches) == 1)
+            embedder._scheduler.tokens_per_s = 100.0
+            hopeless = await outcome(embedder.embed(Ask(["text"], role="passage", timeout_s=1.0)))
+            assert isinstance(hopeless, Overloaded)
+            assert "longer than the 1 s allowed" in hopeless.message
+            engine.go.set()
+            await blocker
+
+    run(story)
+
+
+def test_an_engine_that_also_fails_to_close_is_replaced_all_the_same() -> None:
+    async def story() -> None:
+        async with serving(engine_failures="1") as (embedder, engine):
+            embedder._choice = Choice("onnx", "fp32")
+            engine.fault = raises
+            engine.fails_to_close = True
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), Answer)
+            assert embedder.not_ready() is None
+
+    run(story)
+
+
+def test_texts_of_both_roles_in_one_request_are_counted_as_what_they_are() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, _):
+            answer = await embedder.embed(Ask(["query: tea", "passage: tea", "tea"]))
+            assert answer.roles == ["query", "passage", "query"]
+            assert role_label(answer.roles) == "mixed"
+
+    run(story)
+
+
+def test_a_text_embedded_alone_equals_the_same_text_in_a_padded_batch() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, _):
+            texts = ["tea", "茶为什么会变苦？", "a much longer text about the weather and the wind " * 3, "чай"]
+            together = (await embedder.embed(Ask(list(texts)))).vectors
+            alone = np.concatenate([(await embedder.embed(Ask([text]))).vectors for text in texts])
+            # float32 sums in another order
+            np.testing.assert_allclose(together, alone, atol=1e-5)
+
+    run(story)
+
+
+def test_a_wrong_engine_does_not_pass_the_proof() -> None:
+    async def story() -> None:
+        engine = FaultyEngine()
+        engine.fault = lambda _, vectors: np.roll(vectors, 1, axis=1)
+        embedder = Embedder(load_settings({}), Metrics(), engine=engine)
+        with pytest.raises(GoldenMismatch, match="golden text"):
+            await embedder.start()
+        await embedder.stop()
+
+    run(story)
+
+
+def test_raw_vectors_and_unit_vectors_share_a_batch_and_each_gets_its_own() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            engine.go.clear()
+            blocker = asyncio.create_task(embedder.embed(Ask(["blocks"])))
+            await settled(lambda: len(engine.batches) == 1)
+            both = [asyncio.create_task(embedder.embed(Ask(["tea"], normalize=unit))) for unit in (True, False)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 3)
+            engine.go.set()
+            await blocker
+            unit, raw = [(await task).vectors[0] for task in both]
+            assert len(engine.batches) == 2
+            assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
+            assert abs(np.linalg.norm(raw) - 1) > 1e-3
+            np.testing.assert_allclose(raw / np.linalg.norm(raw), unit, atol=1e-5)
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "says"),
+    [
+        (Ask(["x"] * 2049), InvalidInput, "batch size 2049 > maximum allowed batch size 2048"),
+        (Ask(["x"], dimensions=0), InvalidInput, "1 to 384"),
+        (Ask(["x"], dimensions=385), InvalidInput, "1 to 384"),
+        (Ask(["x"], instruction="Find"), InvalidInput, "takes no instruction"),
+        (Ask(["x " * 600, "y", "z " * 700], truncate=False), TextTooLong, r"less than 512 tokens.*inputs 0, 2"),
+        (Ask([[0, 10**9, 2]]), InvalidInput, "1000000000"),
+    ],
+)
+def test_bad_asks_are_refused_before_they_reach_the_engine(ask: Ask, error: type[Me5Error], says: str) -> None:
+    async def story() -> None:
+        async with serving() as (embedder, engine):
+            with pytest.raises(error, match=says):
+                await embedder.embed(ask)
+            assert not engine.batches
+
+    run(story)

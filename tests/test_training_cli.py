@@ -1,0 +1,71 @@
+"""The command line of training: help without torch, and one line for what the user can mend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# As on a machine with the gateway only. None in sys.modules makes an import fail like a missing package.
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxscript", "sklearn", "scipy"):
+    sys.modules[name] = None
+from training.__main__ import cli
+cli(sys.argv[1:], prog_name="python -m training")
+"""
+
+
+def run(*arguments: str, torch: bool = True, data: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "ME5_DATA"}
+    environment |= {"ME5_DATA": data} if data is not None else {}
+    start = ["-m", "training"] if torch else ["-c", WITHOUT_TORCH]
+    return subprocess.run(
+        [sys.executable, *start, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["pretrain"], ["export"], ["evaluate"]], ids=" ".join)
+def test_help_works_without_torch(command: list[str]) -> None:
+    done = run(*command, "--help", torch=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: python -m training" in done.stdout
+
+
+def test_a_missing_torch_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    done = run("export", str(tmp_path), "--name", "tiny", torch=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is not installed; pip install 'me5[training]'" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["pretrain", "c.toml", "--out", "runs/x"], ["evaluate", "model_repo/x/1"]])
+def test_without_a_data_folder_the_error_says_how_to_name_one(command: list[str]) -> None:
+    done = run(*command)
+    assert (done.returncode, done.stderr) == (2, "error: no data folder; give --data FOLDER, or set ME5_DATA\n")
+
+
+def test_the_data_folder_may_come_from_the_environment(tmp_path: Path) -> None:
+    done = run("evaluate", "model_repo/x/1", data=str(tmp_path / "absent"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the data folder {tmp_path / 'absent'} does not exist")
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done = run("export", str(tmp_path), "--name", "tiny", "--out", str(tmp_path / "repo"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: can't read {tmp_path / 'config.json'}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_bad_configuration_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("sead = 3\n", encoding="utf-8")
+    done = run("pretrain", str(tmp_path / "bad.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "sead" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,89 @@
+"""Sources, licences, languages and the numbered corpus."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data import (
+    NO_TEXT,
+    BadTrainingData,
+    is_licence_open,
+    keep_open_sources,
+    read_corpus,
+    read_sources,
+    split_languages,
+)
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("lang", "sides"),
+    [
+        ("ja", ("ja", "ja")),
+        ("en-ko", ("en", "ko")),
+        ("en-zh-Hant", ("en", "zh-Hant")),
+        ("zh-Hant", ("zh-Hant", "zh-Hant")),
+        ("zh-Hant-ja", ("zh-Hant", "ja")),
+        ("en-sr_Latn", ("en", "sr_Latn")),
+    ],
+)
+def test_a_language_pair_is_split_at_its_first_hyphen_but_not_inside_traditional_chinese(lang, sides):
+    assert split_languages(lang) == sides
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_open"),
+    [
+        ("CC BY-SA 4.0", True),
+        ("MIT (repository)", True),
+        ("Public domain", True),
+        ("free for research use", False),
+        ("CC BY-NC 4.0", False),
+        ("non-commercial only", False),
+    ],
+)
+def test_a_licence_for_research_or_non_commercial_use_is_not_open(licence, is_open):
+    assert is_licence_open(licence) is is_open
+
+
+def test_a_restricted_source_is_left_out_and_logged(caplog):
+    kept = keep_open_sources(read_sources(DATA))
+    assert "translation_toy_restricted" not in {source.name for source in kept}
+    assert "translation_toy_restricted" in caplog.text
+
+
+def test_the_same_text_has_one_number_wherever_it_stands():
+    corpus = read_corpus(keep_open_sources(read_sources(DATA)))
+    assert len(set(corpus.texts)) == len(corpus.texts)
+    assert len(corpus.pairs) == sum(source.pair_count for source in keep_open_sources(read_sources(DATA)))
+
+
+def test_only_lines_with_a_negative_have_one():
+    corpus = read_corpus(keep_open_sources(read_sources(DATA)))
+    with_negative = np.unique(corpus.pair_source[corpus.negatives != NO_TEXT])
+    assert [corpus.sources[source] for source in with_negative] == ["nli_toy"]
+
+
+def test_held_out_pairs_and_training_pairs_share_no_query():
+    sources = keep_open_sources(read_sources(DATA))
+    trained, held_out = read_corpus(sources, 200), read_corpus(sources, 200, only_held_out=True)
+    queries = [{corpus.texts[number] for number in corpus.pairs[:, 0]} for corpus in (trained, held_out)]
+    assert queries[1]
+    assert queries[0].isdisjoint(queries[1])
+
+
+def test_a_file_that_is_not_the_one_of_the_manifest_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    for path in DATA.rglob("*"):
+        if path.is_file():
+            (tmp_path / path.relative_to(DATA)).write_bytes(path.read_bytes())
+    (tmp_path / "train" / "qa_toy.jsonl.gz").write_bytes(b"another file")
+    with pytest.raises(BadTrainingData, match="qa_toy"):
+        read_corpus(keep_open_sources(read_sources(tmp_path)))
+
+
+def test_a_folder_without_a_manifest_is_named_in_the_error(tmp_path):
+    with pytest.raises(BadTrainingData, match="MANIFEST.json"):
+        read_sources(tmp_path)

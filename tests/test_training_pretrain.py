@@ -1,0 +1,205 @@
+"""Stage 1 from end to end on toy pairs in ten languages, with a tiny starting model of random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel
+
+from service.recipe.prompts import E5_PROMPTS, format_text
+from service.recipe.tokens import load_tokenizer, tokenize
+from training.config import LayersConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig
+from training.data import keep_open_sources, read_corpus, read_sources
+from training.encoder import TokenRows, build_encoder, chunk_by_length, distinct_ids, embed_rows
+from training.pretrain import RunExists, SettingsChanged, pretrain
+from training.token_vectors import directions
+
+DATA = Path(__file__).parent / "data"
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def starting_model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    english = [text for text in read_corpus(keep_open_sources(read_sources(DATA))).texts if text.isascii()]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=marks, show_progress=False)
+    tokenizer.train_from_iterator(english, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=512,
+            initializer_range=0.1,
+        ),
+        add_pooling_layer=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(starting_model) -> TrainConfig:
+    return TrainConfig(
+        starting_model=str(starting_model),
+        held_out_per_mille=0,
+        tokenizer=TokenizerConfig(vocab_size=600, sample_strings=2000, min_character_count=1, min_word_count=1),
+        token_vectors=TokenVectorsConfig(
+            steps=60, tokens_per_batch=1000, batch_pairs_max=32, learning_rate=0.05, gain_learning_rate=0.01
+        ),
+        layers=LayersConfig(
+            layer_count=2,
+            head_count=2,
+            intermediate_size=64,
+            steps=STEPS,
+            warmup_steps=2,
+            tokens_per_batch=400,
+            batch_pairs_max=16,
+            max_tokens=48,
+            chunk_tokens=256,
+            learning_rate=1e-3,
+            token_learning_rate=5e-3,
+            save_every_steps=15,
+            log_every_steps=4,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config, tmp_path_factory) -> Path:
+    folder = pretrain(config, DATA, tmp_path_factory.mktemp("runs") / "whole", should_stop=lambda: False)
+    assert folder is not None
+    return folder
+
+
+def embed(folder: Path, texts: list[str]) -> torch.Tensor:
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    prompted = [format_text(text, E5_PROMPTS, "query") for text in texts]
+    rows = [tokens.ids for tokens in tokenize(tokenizer, prompted, 512)]
+    ids = distinct_ids(rows)
+    with torch.no_grad():
+        return embed_rows(bert, rows, TokenRows(ids, bert.embeddings.word_embeddings.weight[ids]), 256)
+
+
+def test_a_translation_is_found_among_the_other_sentences_after_training(checkpoint):
+    corpus = read_corpus(keep_open_sources(read_sources(DATA)))
+    german = corpus.languages.index("de")
+    pairs = corpus.pairs[(corpus.pair_language == german) & (corpus.text_language[corpus.pairs[:, 1]] == german)]
+    english, german_side = (embed(checkpoint, [corpus.texts[number] for number in pairs[:, side]]) for side in (0, 1))
+    found = (german_side @ english.T).argmax(dim=1).numpy() == np.arange(len(pairs))
+    assert len(pairs) > 20
+    # Chance is one in thirty.
+    assert found.mean() > 0.5
+
+
+def test_a_run_stopped_twice_and_resumed_gives_the_weights_of_an_unbroken_run(config, checkpoint, tmp_path):
+    out = tmp_path / "broken"
+    # The first stop comes behind the warm start, which polls once a step too.
+    for part, stop_behind in enumerate((config.token_vectors.steps + 7, 12)):
+        polls = iter([False] * (stop_behind - 1) + [True])
+        pretrain(config, DATA, out, resume=part > 0, should_stop=lambda polls=polls: next(polls))
+    resumed = pretrain(config, DATA, out, resume=True, should_stop=lambda: False)
+    assert resumed is not None
+    manifests = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (checkpoint, resumed)]
+    assert manifests[0] == manifests[1]
+    whole, broken = load_file(checkpoint / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_sentence_transformers_gives_the_vectors_of_the_encoder(checkpoint):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    texts = ["The cat sleeps in the garden.", "犬は駅で歌っています。", "Le chien chante."]
+    theirs = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu").encode(
+        texts, prompt_name="query", convert_to_tensor=True
+    )
+    # atol: float32 sums in another order, for the batches are padded differently.
+    torch.testing.assert_close(theirs.cpu(), embed(checkpoint, texts), atol=1e-5, rtol=0)
+
+
+def test_the_manifest_names_the_data_the_settings_and_the_versions(checkpoint, config):
+    manifest = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    assert set(manifest["data"]) == {"translation_toy", "nli_toy", "qa_toy"}
+    assert manifest["settings"] == config.model_dump(mode="json")
+    assert manifest["finished"]
+    assert manifest["steps"] == STEPS
+    assert manifest["pairs_seen"] > STEPS
+    assert manifest["versions"]["torch"]
+
+
+def test_latest_names_the_last_checkpoint_and_only_that_one_keeps_the_state(checkpoint):
+    out = checkpoint.parent
+    assert (out / "latest").resolve() == checkpoint.resolve()
+    assert [path.parent.name for path in out.glob("step_*/training_state.pt")] == [f"step_{STEPS:06d}"]
+
+
+def test_resuming_where_nothing_is_begins_a_run_and_a_run_stopped_early_goes_on(config, tmp_path):
+    out = tmp_path / "new"
+    assert pretrain(config, DATA, out, resume=True, should_stop=lambda: True) is None
+    finished = pretrain(config, DATA, out, resume=True, should_stop=lambda: False)
+    assert finished is not None
+    assert finished.name == f"step_{STEPS:06d}"
+
+
+def test_a_run_stopped_during_the_warm_start_writes_no_checkpoint(config, tmp_path):
+    assert pretrain(config, DATA, tmp_path / "early", should_stop=lambda: True) is None
+    assert not list((tmp_path / "early").glob("step_*"))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(config, checkpoint):
+    with pytest.raises(RunExists, match="--resume"):
+        pretrain(config, DATA, checkpoint.parent, should_stop=lambda: False)
+
+
+def test_a_run_is_not_continued_with_other_settings(config, checkpoint):
+    other = config.model_copy(update={"layers": config.layers.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(SettingsChanged, match="run.json"):
+        pretrain(other, DATA, checkpoint.parent, resume=True, should_stop=lambda: False)
+
+
+def tiny_encoder(weights: torch.Tensor) -> tuple[torch.Tensor, BertModel]:
+    torch.manual_seed(0)
+    table = torch.randn(len(weights), 28)
+    return table, build_encoder(table, weights, layers=2, heads=2, intermediate=64).eval()
+
+
+def test_an_untrained_encoder_gives_the_weighted_bag_of_its_token_vectors():
+    weights = torch.linspace(0.05, 1.0, 50)
+    table, bert = tiny_encoder(weights)
+    rows = [np.array(row, dtype=np.int32) for row in ([4, 9, 40], [7, 7, 12, 30, 31])]
+    ids = distinct_ids(rows)
+    got = embed_rows(bert, rows, TokenRows(ids, bert.embeddings.word_embeddings.weight[ids]), chunk_tokens=20)
+    bags = torch.stack([(directions(table[row]) * weights[row][:, None]).sum(dim=0) for row in rows])
+    expected = torch.nn.functional.normalize(torch.cat([bags, torch.zeros(2, 4)], dim=1))
+    # atol: five LayerNorms in float32.
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_rows_embedded_in_groups_of_like_length_keep_their_order():
+    _, bert = tiny_encoder(torch.ones(50))
+    rows = [np.arange(4, 4 + length, dtype=np.int32) for length in (9, 2, 5, 30, 2)]
+    ids = distinct_ids(rows)
+    table = TokenRows(ids, bert.embeddings.word_embeddings.weight[ids])
+    together = embed_rows(bert, rows, table, chunk_tokens=20)
+    alone = torch.cat([embed_rows(bert, [row], table, chunk_tokens=20) for row in rows])
+    # atol: float32 sums in another order.
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_no_group_of_rows_exceeds_its_tokens_unless_one_row_does():
+    lengths = np.array([9, 2, 5, 30, 2])
+    chunks = chunk_by_length(lengths, 20)
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(5))
+    assert all(lengths[chunk].max() * len(chunk) <= 20 or len(chunk) == 1 for chunk in chunks)

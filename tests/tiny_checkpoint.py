@@ -1,0 +1,75 @@
+"""Small checkpoints with random weights and a real tokenizer, as the training writes them; built in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+
+from training.checkpoint import write_sentence_transformers_files
+
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
+DIMENSION = 64
+LINES = [
+    *(f"line {number} of the book is about {thing}" for number in range(60) for thing in ("boats", "bread", "the sea")),
+    "Der Leuchtturm steht am Meer und leuchtet",
+    "осенью желтеют листья, вода замерзает при нуле",
+    "يقع السوق القديم خلف الميناء",
+    "बारिश में साइकिल की चेन",
+    "รถไฟขบวนสุดท้ายออกจากสถานี",
+    "京都で雨の日に楽しめる場所 这座桥建于明代",
+    "김치를 오래 보관하는 방법",
+]
+
+
+def write_tiny_checkpoint(
+    folder: Path, kind: Literal["bert", "xlm-roberta"] = "bert", *, spread: float = 0.1, seed: int = 0
+) -> Path:
+    """Write a two-layer checkpoint, 64 wide, in the Sentence Transformers layout.
+
+    spread: standard deviation of the weights. 0.1 gives vectors that differ from text to text (0.02, the usual start
+    of a training, leaves all of them nearly equal); 3 gives a model so steep that rounding its weights changes it.
+    """
+    torch.manual_seed(seed)
+    # Threads of a model this small do nothing but wait for each other.
+    torch.set_num_threads(1)
+    tokenizer = tiny_tokenizer()
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": DIMENSION,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "initializer_range": spread,
+        "pad_token_id": SPECIAL_TOKENS.index("<pad>"),
+    }
+    model: BertModel | XLMRobertaModel
+    if kind == "bert":
+        model = BertModel(BertConfig(max_position_embeddings=512, **shape), add_pooling_layer=False)
+    else:
+        # XLM-R numbers positions from pad_id + 1: 514 rows for 512 tokens.
+        config = XLMRobertaConfig(max_position_embeddings=514, type_vocab_size=1, **shape)
+        model = XLMRobertaModel(config, add_pooling_layer=False)
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_sentence_transformers_files(folder, DIMENSION)
+    return folder
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A Unigram tokenizer over a few hundred lines, `<s> text </s>`, with XLM-R's special ids."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=SPECIAL_TOKENS, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer

@@ -1,0 +1,159 @@
+"""The command line of training: `python -m training pretrain | export | evaluate`.
+
+Heavy packages are imported inside the commands, so that --help answers at once and without torch.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.errors import Me5Error
+
+cli = typer.Typer(
+    name="python -m training",
+    help="Train, export and evaluate Multilingual E5 models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+# A run that was stopped, told apart from one that failed: a Makefile must not go on with it.
+STOPPED = 3
+
+
+# Typer wants enumerations for closed choices.
+class StoredWeights(StrEnum):
+    int8 = "int8"
+    float32 = "float32"
+
+
+class ProtocolName(StrEnum):
+    paper = "paper"
+    mteb_current = "mteb-current"
+
+
+class EngineChoice(StrEnum):
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+class PrecisionChoice(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(envvar="ME5_DATA", help="Folder with MANIFEST.json, train/ and eval/.", show_default=False),
+]
+Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION) or a checkpoint folder.")]
+
+
+@cli.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="TOML file, see training/configs/.")],
+    data: Data = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of this run; runs/ and the name of CONFIG by default.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Train a model on text pairs with a contrastive loss."""
+    with one_line_errors():
+        folder = data_folder(data)
+        from training.config import load_config
+        from training.pretrain import pretrain as run_pretraining
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        run = out or Path("runs") / config.stem
+        checkpoint = run_pretraining(settings, data=folder, out=run, resume=resume)
+    if checkpoint is None or checkpoint.name != f"step_{settings.layers.steps:06d}":
+        typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(f"{checkpoint}")
+
+
+@cli.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint in the Sentence Transformers layout.")],
+    name: Annotated[str, typer.Option(help="The model's name in the repository, such as me5_nano.")],
+    out: Annotated[Path, typer.Option(help="The model repository.")] = Path("model_repo"),
+    weights: Annotated[StoredWeights, typer.Option(help="How the weights are stored.")] = StoredWeights.float32,
+    version: Annotated[int | None, typer.Option(min=1, help="Its number; by default the next free one.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Refuse a version larger than this.")] = None,
+) -> None:
+    """Write a checkpoint as a model version, proved against the checkpoint."""
+    with one_line_errors():
+        from training.export import export as run_export
+
+        exported = run_export(
+            checkpoint, name=name, model_repo=out, weights=weights.value, version=version, max_bytes=max_bytes
+        )
+        typer.echo(exported.describe())
+
+
+@cli.command()
+def evaluate(
+    model: Model,
+    data: Data = None,
+    tasks: Annotated[str, typer.Option(help="Sets, separated by commas; all of them by default.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="FLORES in 13 languages, STS-B and XQuAD only.")] = False,
+    protocol: Annotated[ProtocolName, typer.Option(help="Which prompts each task gets.")] = ProtocolName.paper,
+    json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
+    engine: Annotated[EngineChoice, typer.Option(help="What computes a model version.")] = EngineChoice.onnx,
+    precision: Annotated[PrecisionChoice, typer.Option(help="What it computes in.")] = PrecisionChoice.fp32,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 takes all cores.")] = 0,
+) -> None:
+    """Score a model on bitext mining, semantic similarity and retrieval."""
+    with one_line_errors():
+        folder = data_folder(data)
+        from training.evaluate import PROTOCOLS, as_json, choose_sets, open_model, table
+        from training.evaluate import evaluate as run_evaluation
+
+        sets = choose_sets([task for task in tasks.split(",") if task], quick=quick)
+        opened = open_model(model, engine=engine.value, precision=precision.value, threads=threads, progress=True)
+        typer.echo(f"{opened.name}, {opened.engine}, protocol {protocol.value}\n")
+        result = run_evaluation(
+            opened, folder, sets, PROTOCOLS[protocol.value], lambda done, scores: typer.echo(table(done, scores))
+        )
+        if json is not None:
+            json.write_text(as_json(result), encoding="utf-8")
+
+
+def data_folder(given: Path | None) -> Path:
+    """The data folder, or the sentence that says how to name one."""
+    from training.errors import DataError
+
+    if given is None:
+        raise DataError("no data folder; give --data FOLDER, or set ME5_DATA")
+    if not given.is_dir():
+        raise DataError(f"the data folder {given} does not exist; give --data FOLDER, or set ME5_DATA")
+    return given
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print what the user can mend as one line, and exit with 2; anything else keeps its traceback."""
+    try:
+        yield
+    except Me5Error as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(2) from error
+    except ModuleNotFoundError as error:
+        # A missing module of our own is a fault of the code, not of the installation.
+        if error.name is None or error.name.split(".")[0] in ("training", "service"):
+            raise
+        typer.echo(f"error: {error.name} is not installed; pip install 'me5[training]'", err=True)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,132 @@
+"""Checkpoints in the Sentence Transformers layout, with the run's manifest and what an exact resume needs."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import BertModel
+
+from service.recipe.prompts import E5_PROMPTS
+from training.config import TrainConfig
+from training.data import Source
+
+MAX_TOKENS = 512
+STATE_FILE = "training_state.pt"
+MANIFEST_FILE = "run.json"
+LATEST = "latest"
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def write_json(path: Path, content: dict[str, object] | list[dict[str, object]]) -> None:
+    """Write JSON for people and machines alike."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
+    """Write what `SentenceTransformer(folder)` reads besides the model: pooling, normalisation, prompts, tokens."""
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ],
+    )
+    pooling = folder / "1_Pooling"
+    pooling.mkdir()
+    write_json(
+        pooling / "config.json",
+        {
+            "word_embedding_dimension": dimension,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    (folder / "2_Normalize").mkdir()
+    write_json(folder / "2_Normalize" / "config.json", {})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS, "do_lower_case": False})
+    prompts = {"query": E5_PROMPTS.query, "passage": E5_PROMPTS.passage}
+    # No default prompt: a text is embedded as it stands unless the caller names one.
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+    marks = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    marks |= {"pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", dict(marks))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **marks,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": MAX_TOKENS,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_seen: int) -> dict[str, object]:
+    """Say what a checkpoint was made from: data with hashes, settings with seeds, versions, steps."""
+    return {
+        "steps": step,
+        "pairs_seen": pairs_seen,
+        "finished": step >= config.layers.steps,
+        "settings": config.model_dump(),
+        "data": {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
+
+
+def save_checkpoint(
+    out: Path,
+    step: int,
+    bert: BertModel,
+    tokenizer: Tokenizer,
+    manifest: dict[str, object],
+    state: Mapping[str, object],
+) -> Path:
+    """Write `out/step_NNNNNN` whole or not at all, point `out/latest` at it, drop the state of older ones."""
+    folder = out / f"step_{step:06d}"
+    unfinished = out / f".{folder.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    bert.save_pretrained(unfinished)
+    tokenizer.save(str(unfinished / "tokenizer.json"), pretty=False)
+    write_sentence_transformers_files(unfinished, bert.config.hidden_size)
+    weights = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
+    write_json(unfinished / MANIFEST_FILE, {**manifest, "weights_sha256": weights})
+    torch.save(state, unfinished / STATE_FILE)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    point_latest_at(folder)
+    for older in out.glob(f"step_*/{STATE_FILE}"):
+        # The moments are three times as large as the model and only the newest are ever read.
+        if older.parent != folder:
+            older.unlink()
+    return folder
+
+
+def point_latest_at(folder: Path) -> None:
+    """Replace the link `latest` in one step, so that it always names a whole checkpoint."""
+    link = folder.parent / f".{LATEST}.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    os.replace(link, folder.parent / LATEST)
+
+
+def load_state(out: Path) -> tuple[Path, dict[str, object]] | None:
+    """Return the newest checkpoint folder and its training state; None where a run has written none yet."""
+    folder = out / LATEST
+    if not (folder / STATE_FILE).is_file():
+        return None
+    return folder.resolve(), torch.load(folder / STATE_FILE, weights_only=True)
