@@ -31,7 +31,7 @@ bench: $(TEST_STAMP)  ## the gateway against its own engine, as ratios
 	$(BIN)/python tests/benchmarks/bench_gateway.py
 
 soak: $(TEST_STAMP)  ## memory over 20 000 mixed requests
-	ME5_TEST_REQUESTS=20000 $(BIN)/python -m pytest tests/test_lifecycle.py -k memory
+	ME5_TEST_REQUESTS=20000 $(BIN)/python -m pytest tests/test_lifecycle.py -k memory -s
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training pretrain training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume

@@ -324,6 +324,8 @@ def test_memory_stays_flat_over_mixed_requests(gateway: Gateway, client: httpx.C
     warm = resident_after(max(300, MEMORY_REQUESTS // 10))
     files, threads = process.num_fds(), process.num_threads()
     half, whole = resident_after(MEMORY_REQUESTS // 2), resident_after(MEMORY_REQUESTS // 2)
+    sizes = ", ".join(f"{size / 2**20:.0f}" for size in (warm, half, whole))
+    print(f"\nresident MiB warm, after half, after all of {MEMORY_REQUESTS} requests: {sizes}")
     # A pool may grow by one more step in either half; a leak grows in both.
     assert min(half - warm, whole - half) < 0.04 * warm
     assert whole < 1.4 * warm

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aiohttp
 from faulty_engine import MODEL_REPO, SHIPPED
 from gateway_process import start_gateway
-from published_folder import write_published_folder
 
 from service.batching import Limits, take_batch
 from service.engine import Engine, open_engine, vectors_of
@@ -139,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, help="a file with one query a line")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--load", metavar="URL", help="be the load generator, for this address")
     parser.add_argument("--clients", type=int, default=1, help="with --load: how many at once")
     args = parser.parse_args()
@@ -147,6 +146,9 @@ def main() -> None:
     if args.load:
         print(json.dumps(asyncio.run(load(args.load, texts, args.clients, args.seconds))))
         return
+    # Here, so that the load generator does not load torch.
+    from published_folder import write_published_folder
+
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_published_folder(Path(folder) / "checkpoint", SHIPPED / "tokenizer.json", layers=12)
         pull(str(checkpoint), Path(folder), published="intfloat/multilingual-e5-small")
