@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import guess_tokens, refusal
 from service.batching import Lane, Limits, lane_of
 from service.engine import Choice, Engine, choices, cpu_has_bf16, open_engine, openvino_installed, vectors_of
 from service.errors import (
@@ -24,7 +24,6 @@ from service.errors import (
     InvalidInput,
     Me5Error,
     ModelFileError,
-    Overloaded,
     StartupError,
     TextTooLong,
 )
@@ -289,28 +288,17 @@ class Embedder:
             raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
 
     def _admit(self, lane: Lane, tokens: int, timeout_s: float | None) -> None:
-        """Refuse what its lane has no room for, and what could not be done in time.
-
-        Each lane has the whole limit for itself, so that bulk work can't keep queries out. An empty lane has room for
-        any request within the other limits.
-        """
-        queued, limit = self._scheduler.queued_tokens[lane], self.settings.max_queued_tokens
-        rate = self._scheduler.tokens_per_s
-        if not queued:
-            return
-        if queued + tokens > limit:
-            excess, why = queued + tokens - limit, f"the limit is {limit} (ME5_MAX_QUEUED_TOKENS)"
-        elif timeout_s is not None and rate and queued / rate > timeout_s:
-            excess, why = int(queued - timeout_s * rate), f"that takes longer than the {timeout_s:g} s allowed"
-        else:
-            return
-        self.metrics.rejected_requests.labels("overloaded").inc()
-        wait_s = retry_after_s(excess, rate)
-        raise Overloaded(
-            f"Model is overloaded: {queued} tokens are waiting in lane {lane}, this request adds {tokens}, {why}; "
-            f"try again in {wait_s} s",
-            retry_after_s=wait_s,
+        refused = refusal(
+            lane,
+            queued=self._scheduler.queued_tokens[lane],
+            tokens=tokens,
+            limit=self.settings.max_queued_tokens,
+            tokens_per_s=self._scheduler.tokens_per_s,
+            timeout_s=timeout_s,
         )
+        if refused is not None:
+            self.metrics.rejected_requests.labels("overloaded").inc()
+            raise refused
 
     def _default_timeout_s(self, tokens: int) -> float:
         return self.settings.deadline_s + tokens / self.settings.deadline_tokens_per_s
@@ -369,19 +357,9 @@ class Embedder:
         return vectors
 
 
-def retry_after_s(excess_tokens: int, tokens_per_s: float) -> int:
-    """Whole seconds until this many tokens have left the queue at the measured rate; 1 to 60."""
-    return max(1, min(60, math.ceil(excess_tokens / max(tokens_per_s, 1.0))))
-
-
 def role_label(roles: list[Role]) -> str:
     """The role that all inputs of a request share, or "mixed"."""
     return roles[0] if len(set(roles)) == 1 else MIXED_ROLES
-
-
-def guess_tokens(inputs: list[str | list[int]], max_tokens: int) -> int:
-    """About how many tokens some inputs will have, from their lengths: 3 characters a token, and a prompt for each."""
-    return sum(min(len(item) // (3 if isinstance(item, str) else 1) + 4, max_tokens) for item in inputs)
 
 
 def _begins_with(ids: list[int], prompt_ids: list[int]) -> bool:

@@ -19,7 +19,7 @@ LAYERS = [
     ["service.api.answering", "service.api.schema"],
     ["service.api.reading"],
     ["service.embedder", "service.pull"],
-    ["service.scheduler", "service.model"],
+    ["service.scheduler", "service.model", "service.admission"],
     ["service.engine"],
     ["service.engine_onnx", "service.engine_openvino"],
     ["service.metrics", "service.settings"],

@@ -32,12 +32,14 @@ TEXTS = [
 # Trained for a few steps, a model hardly looks at its prompt yet; one of random weights does, so that a wrong prompt
 # shows. Bounds: sums of float32 in another order; int8 rounds each weight by up to 0.4 % of the largest of its channel.
 CASES = [
-    ("trained", "float32", "onnx", 0.9999),
-    ("trained", "int8", "onnx", 0.999),
-    ("bert", "float32", "onnx", 0.9999),
-    ("bert", "float32", "openvino", 0.9999),
-    ("bert", "int8", "onnx", 0.999),
-    ("xlm-roberta", "float32", "onnx", 0.9999),
+    ("trained", "float32", "onnx-fp32", 0.9999),
+    ("trained", "int8", "onnx-fp32", 0.999),
+    ("bert", "float32", "onnx-fp32", 0.9999),
+    ("bert", "float32", "openvino-fp32", 0.9999),
+    # On a CPU without bf16 OpenVINO computes in fp32 all the same.
+    ("bert", "float32", "openvino-bf16", 0.999),
+    ("bert", "int8", "openvino-fp32", 0.999),
+    ("xlm-roberta", "float32", "onnx-fp32", 0.9999),
 ]
 
 
@@ -49,6 +51,7 @@ class Served:
     checkpoint: SentenceTransformer
     least_cosine: float
     tells_roles_apart: bool
+    exact: bool
 
     def embed(self, texts: list[str], role: str) -> np.ndarray:
         answer = httpx.post(f"{self.url}/embed", json={"inputs": texts, "input_type": role}, timeout=60)
@@ -79,11 +82,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def served(
     request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    kind, weights, engine, least_cosine = request.param
+    kind, weights, computed_by, least_cosine = request.param
+    engine, precision = computed_by.split("-")
     checkpoint, repo = checkpoints[kind], tmp_path_factory.mktemp("repo")
     export(checkpoint, name="toy", model_repo=repo, weights=weights)
-    with start_gateway(model="toy", model_repo=repo, engine=engine, precision="fp32") as gateway:
-        yield Served(gateway.url, SentenceTransformer(str(checkpoint), device="cpu"), least_cosine, kind != "trained")
+    with start_gateway(model="toy", model_repo=repo, engine=engine, precision=precision) as gateway:
+        yield Served(
+            gateway.url,
+            SentenceTransformer(str(checkpoint), device="cpu"),
+            least_cosine,
+            kind != "trained",
+            precision == "fp32",
+        )
 
 
 @pytest.mark.parametrize("role", ["query", "passage"])
@@ -103,7 +113,8 @@ def test_the_checkpoints_own_prompts_are_the_servers(served: Served, role: str) 
 def test_a_text_alone_equals_the_same_text_in_a_batch(served: Served) -> None:
     together = served.embed(TEXTS, "query")
     alone = np.concatenate([served.embed([text], "query") for text in TEXTS])
-    assert (together * alone).sum(axis=1).min() >= 0.9999
+    # bf16 rounds to eight bits of mantissa, and padding changes what is rounded.
+    assert (together * alone).sum(axis=1).min() >= (0.9999 if served.exact else 0.9995)
 
 
 def test_the_other_role_would_not_pass(served: Served) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from faulty_engine import FaultyEngine, first_row_nan, raises, slow, wrong_shape
 
-from service.embedder import Answer, Ask, Embedder, guess_tokens, retry_after_s, role_label
+from service.admission import guess_tokens, refusal, retry_after_s
+from service.embedder import Answer, Ask, Embedder, role_label
 from service.engine import Choice
 from service.errors import (
     DeadlineExceeded,
@@ -260,6 +261,20 @@ def test_admission_is_by_tokens_and_an_empty_queue_takes_any_request() -> None:
 def test_tokens_are_guessed_from_lengths_before_they_are_counted() -> None:
     assert guess_tokens(["abc" * 10, [1, 2, 3]], 512) == 14 + 7
     assert guess_tokens(["x" * 100_000], 512) == 512
+
+
+def test_a_lane_is_full_by_tokens_and_an_empty_one_never() -> None:
+    def asked(queued: int, tokens: int, timeout_s: float | None = None) -> Overloaded | None:
+        return refusal("bulk", queued=queued, tokens=tokens, limit=100, tokens_per_s=10.0, timeout_s=timeout_s)
+
+    assert asked(0, 10_000) is None
+    assert asked(90, 10) is None
+    full = asked(90, 31)
+    assert full is not None
+    assert full.retry_after_s == 3
+    assert "ME5_MAX_QUEUED_TOKENS" in full.message
+    assert asked(90, 1, timeout_s=9.0) is None
+    assert asked(90, 1, timeout_s=5.0) is not None
 
 
 def test_retry_after_is_the_time_the_excess_takes_at_the_measured_rate() -> None:
