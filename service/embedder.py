@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from service.admission import guess_tokens, refusal
 from service.batching import Lane, Limits, lane_of
-from service.engine import Choice, Engine, choices, cpu_has_bf16, open_engine, openvino_installed, vectors_of
+from service.engine import (
+    Choice,
+    Engine,
+    choices,
+    cpu_has_bf16,
+    gpu_installed,
+    open_engine,
+    openvino_installed,
+    vectors_of,
+)
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -311,6 +320,7 @@ class Embedder:
             device=settings.device,
             cpu_has_bf16=cpu_has_bf16(),
             openvino_installed=openvino_installed(),
+            gpu_installed=gpu_installed(),
         )
 
     def _open(self, choice: Choice) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterable
@@ -53,22 +54,25 @@ def choices(
     device: Device = "auto",
     cpu_has_bf16: bool,
     openvino_installed: bool,
+    gpu_installed: bool = False,
 ) -> list[Choice]:
     """What to try, best first; the first that passes the golden proof serves.
 
     OpenVINO in bf16 runs mE5 about three times as fast as ONNX Runtime in fp32, on CPUs that have bf16; without
-    bf16 the two are close, and ONNX Runtime loads faster.
+    bf16 the two are close, and ONNX Runtime loads faster. Who installed onnxruntime-gpu wants the GPU.
     """
     if engine == "onnx" and precision == "bf16":
         raise SettingsError("ME5_PRECISION=bf16 needs ME5_ENGINE=openvino; the onnx engine computes in fp32")
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise SettingsError(f"ME5_DEVICE={device} needs ME5_ENGINE=onnx; the openvino engine computes on the CPU")
     if engine == "openvino" and not openvino_installed:
-        raise SettingsError("ME5_ENGINE=openvino, but openvino is not installed; pip install 'me5[openvino]'")
+        raise SettingsError("ME5_ENGINE=openvino, but openvino is not installed; pip install -e '.[openvino]'")
     if precision == "bf16" and not (openvino_installed and device in ("auto", "cpu")):
-        raise SettingsError("ME5_PRECISION=bf16 needs openvino on the CPU; pip install 'me5[openvino]'")
+        raise SettingsError("ME5_PRECISION=bf16 needs openvino on the CPU; pip install -e '.[openvino]'")
     found: list[Choice] = []
     openvino = openvino_installed and engine != "onnx" and device in ("auto", "cpu")
+    if engine == "auto" and device == "auto" and gpu_installed and precision != "bf16":
+        openvino = False
     # bf16 on a CPU without it is emulated, slow, and no closer to the model: only where it was asked for by name.
     if openvino and precision != "fp32" and (cpu_has_bf16 or precision == "bf16"):
         found.append(Choice("openvino", "bf16"))
@@ -111,6 +115,15 @@ def vectors_of(output: NDArray[np.float32], batch: TokenBatch, *, unit: bool = T
 def openvino_installed() -> bool:
     """Whether the openvino package can be imported."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def gpu_installed() -> bool:
+    """Whether ONNX Runtime is the build for GPUs."""
+    try:
+        importlib.metadata.distribution("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

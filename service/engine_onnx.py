@@ -29,7 +29,7 @@ def providers_for(device: Device, available: list[str]) -> list[str]:
     if wanted[0] not in available:
         raise SettingsError(
             f"ME5_DEVICE={device} needs ONNX Runtime's {wanted[0]}, installed are {', '.join(available)}; "
-            "pip install 'me5[gpu]' in place of 'me5[cpu]', or set ME5_DEVICE=auto"
+            "pip install -e '.[gpu]' in place of '.[cpu]', or set ME5_DEVICE=auto"
         )
     return [name for name in wanted if name in available]
 

@@ -67,6 +67,13 @@ def test_an_engine_named_is_the_only_one_tried() -> None:
     assert choices("auto", "fp32", **both) == [Choice("onnx", "fp32")]
 
 
+def test_a_gpu_build_of_onnx_runtime_goes_before_openvino_unless_that_was_named() -> None:
+    gpu = {"cpu_has_bf16": True, "openvino_installed": True, "gpu_installed": True}
+    assert choices("auto", "auto", **gpu) == [Choice("onnx", "fp32")]
+    assert choices("auto", "auto", device="cpu", **gpu)[0] == Choice("openvino", "bf16")
+    assert choices("openvino", "auto", **gpu)[0] == Choice("openvino", "bf16")
+
+
 def test_a_gpu_named_leaves_openvino_out() -> None:
     found = choices("auto", "auto", device="cuda", cpu_has_bf16=True, openvino_installed=True)
     assert found == [Choice("onnx", "fp32")]

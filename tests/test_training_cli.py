@@ -40,7 +40,7 @@ def test_a_missing_torch_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     done = run("export", str(tmp_path), "--name", "tiny", torch=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "is not installed; pip install 'me5[training]'" in done.stderr
+    assert "is not installed; pip install -e '.[training]'" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["pretrain", "c.toml", "--out", "runs/x"], ["evaluate", "model_repo/x/1"]])

@@ -151,7 +151,7 @@ def one_line_errors() -> Iterator[None]:
         # A missing module of our own is a fault of the code, not of the installation.
         if error.name is None or error.name.split(".")[0] in ("training", "service"):
             raise
-        typer.echo(f"error: {error.name} is not installed; pip install 'me5[training]'", err=True)
+        typer.echo(f"error: {error.name} is not installed; pip install -e '.[training]'", err=True)
         raise typer.Exit(2) from error
 
 
