@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# A file with one query a line for `make bench`; without it, the short texts of the tests.
+TEXTS ?=
 # Text pairs and evaluation sets for `make model` and `make evaluate`; see README, "Train".
 ME5_DATA ?=
 # An index with CPU builds of torch, on machines whose pip does not know one: make test TORCH_INDEX=…
@@ -28,7 +30,7 @@ check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/mypy
 
 bench: $(TEST_STAMP)  ## the gateway against its own engine, as ratios
-	$(BIN)/python tests/benchmarks/bench_gateway.py
+	$(BIN)/python tests/benchmarks/bench_gateway.py $(if $(TEXTS),--texts "$(TEXTS)")
 
 soak: $(TEST_STAMP)  ## memory over 20 000 mixed requests
 	ME5_TEST_REQUESTS=20000 $(BIN)/python -m pytest tests/test_lifecycle.py -k memory -s
