@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from gateway_process import run_service
 
 from service.recipe.spec import ModelSpec
@@ -79,3 +80,17 @@ def test_embed_of_bytes_that_are_no_text_is_refused() -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr.decode()
     assert "UTF-8" in done.stderr.decode()
+
+
+def test_pulling_without_a_network_is_one_line_that_says_what_to_do_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody listens on the port of discarded data.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    finished = run_service("pull", "intfloat/multilingual-e5-small", model_repo=tmp_path)
+    assert finished.returncode == 2
+    (line,) = finished.stderr.decode().splitlines()
+    assert line.startswith("me5: can't fetch intfloat/multilingual-e5-small")
+    assert "pull FOLDER --as intfloat/multilingual-e5-small" in line
+    assert not list(tmp_path.iterdir())

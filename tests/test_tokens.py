@@ -108,12 +108,6 @@ def test_padding_fills_with_the_pad_id_and_masks_it() -> None:
     assert (batch.rows, batch.tokens) == (2, 4)
 
 
-def test_padding_to_a_width_refuses_what_does_not_fit() -> None:
-    assert pad([np.array([5], np.int32)], 1, width=4).ids.shape == (1, 4)
-    with pytest.raises(ValueError, match="5 tokens"):
-        pad([np.zeros(5, np.int32)], 1, width=4)
-
-
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe"])
 def test_a_missing_or_damaged_tokenizer_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tokenizer.json"

@@ -30,11 +30,6 @@ class StartingModel:
     pad_id: int
     unk_id: int
 
-    @property
-    def word_vectors(self) -> torch.Tensor:
-        """The frozen token vectors, [V', H]."""
-        return self.bert.embeddings.word_embeddings.weight.detach()
-
     @torch.no_grad()
     def embed(self, store: TokenStore, numbers: np.ndarray, max_tokens: int) -> torch.Tensor:
         """Embed some texts without any prefix, as this model was trained. Returns unit vectors [B, H]."""

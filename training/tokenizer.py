@@ -10,7 +10,7 @@ from training.config import TokenizerConfig
 
 # XLM-R's numbers, so that tools which know XLM-R's tokenizer find the padding where they expect it.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
-BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
+BOS_ID, PAD_ID, EOS_ID = range(3)
 # Keeps a few very long passages from dominating the statistics.
 SAMPLE_CHARACTERS = 300
 # A private-use character that no text holds; see repeat_frequent_words.
