@@ -16,8 +16,8 @@ BULK_EVERY = 4
 WINDOW = 512
 
 # What a batch costs before its first token, in tokens: a lone text of 16 tokens takes about twice as long as its share
-# of a batch of 32 (mE5-small's shape, two cores: 16 tokens more with ONNX Runtime, 22 with OpenVINO). Padding is worth it
-# up to that much, not more.
+# of a batch of 32 (mE5-small's shape, two cores: 16 tokens more with ONNX Runtime, 22 with OpenVINO). Padding is worth
+# it up to that much, not more.
 BATCH_COST_TOKENS = 16
 
 
