@@ -2,19 +2,23 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# A file with one query a line for `make bench`; without it, the short texts of the tests.
-TEXTS ?=
-# Text pairs and evaluation sets for `make model` and `make evaluate`; see README, "Train".
+# Text pairs and evaluation sets for `make model`, `make evaluate` and `make bench`; see README, "Train".
 ME5_DATA ?=
+# More for `make bench`, such as --quick, or --infinity-python PATH to use an environment that is there already.
+BENCH ?=
 # An index with CPU builds of torch, on machines whose pip does not know one: make test TORCH_INDEX=…
 TORCH_INDEX ?=
+# ME5_FAULT_RUNS=20 is the check for flakes.
+ME5_FAULT_RUNS ?= 1
+FUZZ_MINUTES ?= 10
+SOAK_MINUTES ?= 60
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: install serve test check bench soak model evaluate clean
+.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -29,11 +33,25 @@ check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(TEST_STAMP)  ## the gateway against its own engine, as ratios
-	$(BIN)/python tests/benchmarks/bench_gateway.py $(if $(TEXTS),--texts "$(TEXTS)")
+bench: $(TEST_STAMP)  ## the gateway beside other servers and its own engine, written into README.md and docs/
+	$(BIN)/python tests/benchmarks/bench.py $(if $(ME5_DATA),--data "$(ME5_DATA)") $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(BENCH)
 
-soak: $(TEST_STAMP)  ## memory over 20 000 mixed requests
-	ME5_TEST_REQUESTS=20000 $(BIN)/python -m pytest tests/test_lifecycle.py -k memory -s
+bench-report: $(TEST_STAMP)  ## README.md and the plot again, from docs/bench.json
+	$(BIN)/python tests/benchmarks/bench.py --render
+
+faults: $(TEST_STAMP)  ## the fault matrix, ME5_FAULT_RUNS times, written into README.md
+	$(BIN)/python tests/faults/evidence.py --runs $(ME5_FAULT_RUNS)
+
+fuzz: $(TEST_STAMP)  ## hostile requests, bodies and texts, for about FUZZ_MINUTES
+	$(PIP) atheris
+	ME5_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+	$(BIN)/python tests/fuzz_reading.py -max_total_time=$$((60 * $(FUZZ_MINUTES)))
+
+overload: $(TEST_STAMP)  ## a ramp to ten times the capacity, clients that come back when told, fairness by key
+	$(BIN)/python tests/benchmarks/overload.py
+
+soak: $(TEST_STAMP)  ## memory over SOAK_MINUTES of requests of every length
+	$(BIN)/python tests/benchmarks/memory.py --minutes $(SOAK_MINUTES)
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training pretrain training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume

@@ -6,11 +6,13 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_swagger import patch_fastapi
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +21,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__
 from service.api import embed, openai, ops
 from service.api.answering import ClientGone, json_response
-from service.embedder import Embedder
-from service.engine import Engine
-from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound, Overloaded
+from service.api.intake import Intake
+from service.api.turns import Turns
+from service.embedder import Embedder, OpenHost, open_process
+from service.errors import (
+    HeadersTooLarge,
+    InvalidInput,
+    MalformedRequest,
+    Me5Error,
+    NotFound,
+    RequestTimeout,
+    TooManyConnections,
+)
+from service.loop_lag import watch_lag
 from service.metrics import ERROR_CODES, NO_LABEL, ROUTES, Metrics
 from service.settings import Settings, load_settings
 
@@ -40,6 +52,7 @@ _TEI_TYPES = {
     "overloaded": "Overloaded",
     "engine_failed": "Backend",
     "engine_lost": "Unhealthy",
+    "too_many_connections": "Overloaded",
     "shutting_down": "Unhealthy",
     "deadline": "Overloaded",
     "internal": "Backend",
@@ -48,24 +61,25 @@ _TEI_TYPES = {
 
 def create_app(
     settings: Settings | None = None,
-    engine: Engine | None = None,
     *,
-    on_hang: Callable[[], None] = lambda: None,
+    open_host: OpenHost = open_process,
 ) -> FastAPI:
     """The gateway as an ASGI application. Raises StartupError for a bad setting or model file.
 
-    engine: an open engine, in place of the one the settings choose.   on_hang: called when the engine hangs.
+    open_host: opens engines elsewhere than in a process of their own.
     """
     settings = settings or load_settings()
-    embedder = Embedder(settings, Metrics(), engine=engine, on_hang=on_hang)
+    embedder = Embedder(settings, Metrics(), open_host=open_host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await embedder.start()
+        end_watch = watch_lag(embedder.metrics.event_loop_lag_s.observe)
         yield
+        end_watch()
         await embedder.stop()
 
-    app = FastAPI(
+    app = Gateway(
         title="me5",
         version=__version__,
         description="Multilingual E5 text embeddings: text in about a hundred languages to unit vectors.",
@@ -77,21 +91,54 @@ def create_app(
     )
     patch_fastapi(app, redirect_from_root_to_docs=False)
     app.state.embedder = embedder
+    app.state.turns = Turns()
+    app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
     for module in (embed, openai, ops):
         app.include_router(module.router)
     app.add_exception_handler(Me5Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientGone, _answer_client_gone)
-    app.add_middleware(Observed, metrics=embedder.metrics)
     return app
 
 
-class Observed:
-    """Around every request: its id, its duration by route, role, lane and code, and a last net for our own faults."""
+class Gateway(FastAPI):
+    """FastAPI for the routes and their description, behind a front that every request passes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette's own: FastAPI's looks for a tracer to tell at every request."""
+        await Starlette.__call__(self, scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """FastAPI's own, with the front outside of everything."""
+        embedder: Embedder = self.state.embedder
+        return Front(super().build_middleware_stack(), embedder.metrics, self.state.intake)
+
+
+# The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
+_POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {
+    route.path: route.endpoint
+    for module in (embed, openai)
+    for route in module.router.routes
+    if isinstance(route, APIRoute) and route.methods == {"POST"}
+}
+_METHODS: dict[str, set[str]] = {}
+for _module in (embed, openai, ops):
+    for _route in _module.router.routes:
+        if isinstance(_route, APIRoute):
+            _METHODS.setdefault(_route.path, set()).update(_route.methods or ())
+
+
+class Front:
+    """Around every request: its id, its duration by route, role, lane and code, and a last net for our own faults.
+
+    A POST goes straight to its function: routing, dependencies and serialisation of a framework cost more than all that
+    an embedding request needs of them.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake) -> None:
         self.app = app
         self.metrics = metrics
+        self.intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,13 +156,19 @@ class Observed:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            endpoint = _POSTS.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is None:
+                await self.app(scope, receive, send_with_id)
+            else:
+                response = await _answered(endpoint, Request(scope, receive, send_with_id))
+                await response(scope, receive, send_with_id)
         except Exception:
             log.exception("unhandled error, request %s", request_id.decode())
             if status == 0:
-                response = _error_response(scope["path"], Me5Error("internal error; the server's log has the details"))
+                response = error_response(scope["path"], Me5Error("internal error; the server's log has the details"))
                 await response(scope, receive, send_with_id)
         finally:
+            self.intake.release(scope)
             self._observe(scope, status, time.monotonic() - started)
 
     def _observe(self, scope: Scope, status: int, spent_s: float) -> None:
@@ -123,12 +176,22 @@ class Observed:
             return
         role, lane = scope.get("me5", (NO_LABEL, NO_LABEL)) if status == 200 else (NO_LABEL, NO_LABEL)
         code = str(status) if status == 200 or str(status) in ERROR_CODES else "500"
-        self.metrics.request_duration_s.labels(scope["path"], role, lane, code).observe(spent_s)
+        self.metrics.observe_request(scope["path"], role, lane, code, spent_s)
+
+
+async def _answered(endpoint: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
+    """What the exception handlers do for the routes that FastAPI calls."""
+    try:
+        return await endpoint(request)
+    except Me5Error as error:
+        return error_response(request.scope["path"], error)
+    except ClientGone:
+        return Response(status_code=CLIENT_CLOSED)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Me5Error)
-    return _error_response(request.scope["path"], error)
+    return error_response(request.scope["path"], error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -141,8 +204,11 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         found = InvalidInput(f"{method} is not allowed on {path[:80]}; see /docs")
     else:
         found = MalformedRequest(str(error.detail))
-    response = _error_response(path, found, status=error.status_code)
+    response = error_response(path, found, status=error.status_code)
     response.headers.update(error.headers or {})
+    if error.status_code == 405 and (allowed := _METHODS.get(path)):
+        # Starlette names those of the first route with this path alone.
+        response.headers["allow"] = ", ".join(sorted(allowed))
     return response
 
 
@@ -150,10 +216,22 @@ async def _answer_client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED)
 
 
-def _error_response(path: str, error: Me5Error, status: int | None = None) -> Response:
+def refuse(error: Me5Error) -> ASGIApp:
+    """An application that answers every request with this error."""
+
+    async def refused(scope: Scope, receive: Receive, send: Send) -> None:
+        await error_response(scope["path"], error)(scope, receive, send)
+
+    return refused
+
+
+def error_response(path: str, error: Me5Error, status: int | None = None) -> Response:
     """The façade decides the body's shape, never the status."""
     status = status or error.status
-    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else {}
+    headers = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % error.retry_after_s)]
+    if isinstance(error, RequestTimeout | HeadersTooLarge | TooManyConnections):
+        # The rest may come in drops, or never.
+        headers.append((b"connection", b"close"))
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
         content: dict[str, object] = {

@@ -1,24 +1,25 @@
-"""Which texts go into the next batch: pure functions of what waits. They touch no tensors and no clock."""
+"""Which texts go into the next batch: pure functions of what waits and runs. They touch no tensors and no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, get_args
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
-# While both lanes wait, bulk gets every fourth batch: slow, but never starved.
-BULK_EVERY = 4
+# A request for queries of more tokens than this is bulk work, whatever its role.
+INTERACTIVE_TOKENS_MAX = 1024
 
 # Where neighbours in length are looked for: deep enough to fill any batch, small enough to sort in a fraction of a ms.
 WINDOW = 512
 
-# What a batch costs before its first token, in tokens: a lone text of 16 tokens takes about twice as long as its share
-# of a batch of 32 (mE5-small's shape, two cores: 16 tokens more with ONNX Runtime, 22 with OpenVINO). Padding is worth
-# it up to that much, not more.
-BATCH_COST_TOKENS = 16
+# What a batch costs before its first token, in tokens: a lone text of 24 tokens takes as long as its share of a batch
+# of eight and this much more (mE5-small's shape, one thread a stream: 4 tokens with ONNX Runtime's int8, 9 with
+# OpenVINO's fp32). Padding is worth it up to that much, not more.
+BATCH_COST_TOKENS = 4
 
 
 class Waiting(Protocol):
@@ -34,28 +35,48 @@ T = TypeVar("T", bound=Waiting)
 
 @dataclass(frozen=True)
 class Limits:
-    """max_tokens: padded tokens a batch, rows × longest row."""
+    """max_tokens: padded tokens a batch, rows × longest row.   streams: batches the engine computes at a time."""
 
     max_tokens: int
+    streams: int = 1
 
 
-def choose_lane(interactive: bool, bulk: bool, batches_since_bulk: int) -> Lane | None:
-    """The lane of the next batch, from which lanes wait and how many batches ago bulk had its turn."""
-    if bulk and (not interactive or batches_since_bulk >= BULK_EVERY - 1):
+def lane_of(role: str, tokens: int) -> Lane:
+    """Queries are interactive as long as there are few of them; passages and everything larger are bulk."""
+    return "interactive" if role == "query" and tokens <= INTERACTIVE_TOKENS_MAX else "bulk"
+
+
+def next_lane(waiting: Mapping[Lane, int], running: Mapping[Lane, int], streams: int) -> Lane | None:
+    """The lane of the next batch, or None while nothing may start.
+
+    waiting: texts.   running: batches.   Queries go first, and one batch more than there are streams may run: a query
+    that finds every stream busy with bulk work waits for none of it, the kernel shares the cores. Bulk work keeps one
+    batch running under any load of queries, so that it is slow but never starved.
+    """
+    total = sum(running.values())
+    if waiting["interactive"] and running["interactive"] < streams and total <= streams:
+        return "interactive"
+    if waiting["bulk"] and (total < streams or (not running["bulk"] and total <= streams)):
         return "bulk"
-    return "interactive" if interactive else None
+    return None
 
 
-def lane_of(role: str, tokens: int, limits: Limits) -> Lane:
-    """Queries that fit one batch are interactive; passages and everything larger are bulk."""
-    return "interactive" if role == "query" and tokens <= limits.max_tokens else "bulk"
+def lone(waiting: Mapping[Lane, int], running: Mapping[Lane, int]) -> bool:
+    """Whether one text is all there is to do: all threads together answer it soonest, streams would idle."""
+    return sum(waiting.values()) == 1 and not any(running.values())
+
+
+def share(limits: Limits, waiting_tokens: int, free_streams: int) -> Limits:
+    """The limits of a batch that leaves the other free streams as much of what waits as it takes."""
+    fair = math.ceil(waiting_tokens / max(free_streams, 1))
+    return Limits(min(limits.max_tokens, max(fair, 1)), limits.streams)
 
 
 def take_batch(waiting: Sequence[T], limits: Limits) -> list[T]:
-    """The oldest text and its neighbours in length, longest first.
+    """The first text and its neighbours in length, longest first.
 
-    waiting: in order of arrival.   A neighbour joins while rows × longest stays within the limit and its padding costs
-    less than a batch of its own would. The oldest always goes, so that no text waits for ever.
+    waiting: in the order of their turns.   A neighbour joins while rows × longest stays within the limit and its
+    padding costs less than a batch of its own would. The first always goes, so that no text waits for ever.
     """
     window = sorted(range(min(len(waiting), WINDOW)), key=lambda index: (waiting[index].length, index))
     low = high = window.index(0)

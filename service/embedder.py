@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,41 +13,46 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.admission import guess_tokens, refusal
-from service.batching import Lane, Limits, lane_of
-from service.engine import (
-    Choice,
-    Engine,
-    choices,
-    cpu_has_bf16,
-    gpu_installed,
-    open_engine,
-    openvino_installed,
-    vectors_of,
-)
+from service.admission import Promises, guess_tokens, overloaded, refusal
+from service.batching import LANES, Lane, lane_of
+from service.engine import Choice, EngineConfig, EngineHost
+from service.engine_process import EngineProcess
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
     EngineLost,
     GoldenMismatch,
     InvalidInput,
-    Me5Error,
     ModelFileError,
     StartupError,
     TextTooLong,
+    TokenizerFailed,
 )
+from service.jobs import Job
 from service.metrics import MIXED_ROLES, Metrics
 from service.model import load_model
+from service.opening import candidates_for, config_of, limits_of, prove_host
 from service.recipe.golden import prove
 from service.recipe.pooling import l2_normalize
 from service.recipe.prompts import PromptedText, Role, format_text
-from service.recipe.tokens import Direction, Tokens, pad, take_ids, tokenize
-from service.scheduler import Job, Scheduler
+from service.recipe.spec import verify_files
+from service.recipe.tokens import Direction, Tokens, take_ids, tokenize
+from service.scheduler import Scheduler
 from service.settings import Settings
 
 log = logging.getLogger("me5.embedder")
 
 T = TypeVar("T")
+
+# Texts up to this many characters are tokenised on the event loop: it takes less time than handing them to a thread.
+INLINE_CHARS_MAX = 1000
+
+OpenHost = Callable[[EngineConfig, int], Awaitable[EngineHost]]
+
+
+async def open_process(config: EngineConfig, dimension: int) -> EngineHost:
+    """Engines in a process of their own."""
+    return await EngineProcess.open(config, dimension=dimension)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Ask:
     dimensions: int | None = None
     lane: Lane | None = None
     timeout_s: float | None = None
+    # Whose request it is: clients share the engine fairly.
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,53 +94,51 @@ class Answer:
 class Embedder:
     """One model version behind one scheduler. Built without computing anything; `start` opens and proves the engine.
 
-    engine: an open engine to use in place of those the settings choose from (it is proved all the same).
-    on_hang: called once when the engine hangs, after every waiting request has been answered.
+    open_host: opens the engines of a config for vectors of so many components.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        engine: Engine | None = None,
-        on_hang: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, *, open_host: OpenHost = open_process) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.model = load_model(settings.model, settings.model_repo)
-        self.engine: Engine | None = engine
+        self.model = load_model(settings.model, settings.model_repo, verify=False)
+        self.engine: EngineHost | None = None
         self.proof_cosine = 0.0
         self.draining = False
+        self._open_host = open_host
         self._choice: Choice | None = None
         self._tokenizers = ThreadPoolExecutor(2, "tokenize")
+        self._promises = {lane: Promises() for lane in LANES}
         self._scheduler = Scheduler(
             self._open_again,
-            limits=Limits(settings.max_batch_tokens),
-            pad_id=self.model.spec.pad_id,
             engine_timeout_s=settings.engine_timeout_s,
             engine_failures=settings.engine_failures,
             metrics=metrics,
-            on_hang=on_hang,
         )
 
     async def start(self) -> None:
         """Begin to serve on the best engine that passes the golden proof. Raises StartupError where none does."""
         if self._scheduler.state != "starting":
             return
-        candidates = [None] if self.engine is not None else self._candidates()
+        # Half a gigabyte takes a second to hash; the engine opens it meanwhile, and is not asked before.
+        verified = asyncio.create_task(asyncio.to_thread(verify_files, self.model.folder, self.model.spec))
+        candidates = candidates_for(self.settings, self.model.spec)
         for left, choice in enumerate(candidates, start=1 - len(candidates)):
+            host: EngineHost | None = None
             try:
-                engine = self.engine if choice is None else await asyncio.to_thread(self._open, choice)
-                assert engine is not None
-                self._scheduler.start(engine)
-                cosine = prove(self.model.golden, await self._golden_vectors(), engine.precision)
+                host = self.engine = await self._open_host(*self._config(choice))
+                await verified
+                self._scheduler.start(host, limits_of(self.settings, host))
+                cosine = prove(self.model.golden, await self._golden_vectors(), host.precision)
             except (GoldenMismatch, ModelFileError, EngineFailed, EngineLost) as error:
-                if left == 0 or self.hung:
+                if host is not None:
+                    await host.close()
+                # An engine that can't open a damaged file says less of it than its hash does.
+                await verified
+                if left == 0:
                     raise error if isinstance(error, StartupError) else GoldenMismatch(error.message) from error
                 log.warning("%s is not used: %s", choice, error)
             else:
-                self.engine, self._choice, self.proof_cosine = engine, choice, cosine
+                self._choice, self.proof_cosine = choice, cosine
                 break
         self._scheduler.state = "ready"
         about = self.about()
@@ -162,16 +167,6 @@ class Embedder:
         await self._scheduler.stop()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def busy(self) -> bool:
-        """Whether the engine's thread is in the middle of something."""
-        return self._scheduler.busy
-
-    @property
-    def hung(self) -> bool:
-        """Whether the engine was given up; its thread can't be ended."""
-        return self._scheduler.state == "hung"
-
     def not_ready(self) -> str | None:
         """Why /readyz is red, or None while it is green."""
         if self.draining:
@@ -183,27 +178,22 @@ class Embedder:
         self._check(ask)
         started = time.monotonic()
         guess = guess_tokens(ask.inputs, self.model.spec.max_tokens)
-        lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess, self._scheduler.limits)
-        self._admit(lane, guess, ask.timeout_s)
-        # Counted as queued while they are tokenised: a crowd can't slip in between the guess and the count.
-        self._scheduler.queued_tokens[lane] += guess
-        try:
-            async with asyncio.timeout(ask.timeout_s or self._default_timeout_s(guess)):
-                tokens, roles = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._tokenize, ask)
-        except TimeoutError as error:
-            self.metrics.rejected_requests.labels("deadline").inc()
-            raise DeadlineExceeded(waiting=len(ask.inputs), total=len(ask.inputs)) from error
-        finally:
-            self._scheduler.queued_tokens[lane] -= guess
+        lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess)
+        self._admit(ask, lane, guess)
+        if sum(map(len, ask.inputs)) <= INLINE_CHARS_MAX:
+            tokens, roles = self._tokenize(ask)
+        else:
+            tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.observe(tokenize_s)
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
-        lane = ask.lane or lane_of(role_label(roles), total, self._scheduler.limits)
-        self._admit(lane, total, ask.timeout_s)
+        lane = ask.lane or lane_of(role_label(roles), total)
+        self._admit(ask, lane, total)
         job = Job(
             lane=lane,
+            client=ask.client,
             tokens=total,
             deadline=started + (ask.timeout_s or self._default_timeout_s(total)),
             unit=ask.normalize,
@@ -245,8 +235,30 @@ class Embedder:
             if isinstance(text, str)
         ]
 
+    async def _tokenize_in_thread(self, ask: Ask, lane: Lane, guess: int) -> tuple[list[Tokens], list[Role]]:
+        # Counted as queued meanwhile: a crowd can't slip in between the guess and the count.
+        self._scheduler.reserve(lane, ask.client, guess)
+        try:
+            async with asyncio.timeout(ask.timeout_s or self._default_timeout_s(guess)):
+                return await self.beside_the_loop(lambda: self._tokenize(ask))
+        except TimeoutError as error:
+            self.metrics.rejected_requests.labels("deadline").inc()
+            raise DeadlineExceeded(waiting=len(ask.inputs), total=len(ask.inputs)) from error
+        finally:
+            self._scheduler.reserve(lane, ask.client, -guess)
+
     def _tokenize(self, ask: Ask) -> tuple[list[Tokens], list[Role]]:
-        """In a tokenizer thread: the tokens of each input, and its role."""
+        """The tokens of each input, and its role."""
+        try:
+            return self._tokens_of(ask)
+        except BaseException as error:
+            # The tokenizer's native code panics with an exception of its own, which no `except Exception` sees.
+            if type(error).__name__ != "PanicException":
+                raise
+            log.exception("the tokenizer panicked")
+            raise TokenizerFailed("the tokenizer failed on this request; the server's log says how") from error
+
+    def _tokens_of(self, ask: Ask) -> tuple[list[Tokens], list[Role]]:
         spec, tokenizer = self.model.spec, self.model.tokenizer
         vocabulary = tokenizer.get_vocab_size()
         explicit = ask.role is not None or ask.instruction is not None
@@ -296,60 +308,42 @@ class Embedder:
         if long and not truncate:
             raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
 
-    def _admit(self, lane: Lane, tokens: int, timeout_s: float | None) -> None:
+    def _admit(self, ask: Ask, lane: Lane, tokens: int) -> None:
+        queued, rate = self._scheduler.queued[lane], self._scheduler.rates[lane].tokens_per_s
         refused = refusal(
-            lane,
-            queued=self._scheduler.queued_tokens[lane],
-            tokens=tokens,
+            queued,
+            ask.client,
+            tokens,
             limit=self.settings.max_queued_tokens,
-            tokens_per_s=self._scheduler.tokens_per_s,
-            timeout_s=timeout_s,
+            tokens_per_s=rate,
+            timeout_s=ask.timeout_s or self._default_timeout_s(tokens),
         )
         if refused is not None:
             self.metrics.rejected_requests.labels("overloaded").inc()
-            raise refused
+            wait_s = self._promises[lane].retry_after_s(refused.excess, tokens, rate, time.monotonic())
+            raise overloaded(lane, queued.total(), tokens, refused, wait_s)
 
     def _default_timeout_s(self, tokens: int) -> float:
         return self.settings.deadline_s + tokens / self.settings.deadline_tokens_per_s
 
-    def _candidates(self) -> list[Choice]:
-        settings = self.settings
-        return choices(
-            settings.engine,
-            settings.precision,
-            device=settings.device,
-            cpu_has_bf16=cpu_has_bf16(),
-            openvino_installed=openvino_installed(),
-            gpu_installed=gpu_installed(),
-        )
+    def _config(self, choice: Choice) -> tuple[EngineConfig, int]:
+        return config_of(self.settings, self.model.folder, choice), self.model.spec.dimension
 
-    def _open(self, choice: Choice) -> Engine:
-        return open_engine(
-            self.model.folder,
-            self.model.spec,
-            engine=choice.engine,
-            precision=choice.precision,
-            device=self.settings.device,
-            threads=self.settings.threads,
-        )
-
-    def _open_again(self) -> Engine:
-        """In the engine's thread: a fresh engine in place of one that failed, proved without the scheduler."""
-        if self._choice is None:
-            raise Me5Error("this engine was handed in open, there is nothing to open it from")
-        engine = self._open(self._choice)
-        spec, golden = self.model.spec, self.model.golden
-        prompted = [
-            format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items
-        ]
-        batches = [pad([row.ids], spec.pad_id) for row in tokenize(self.model.tokenizer, prompted, spec.max_tokens)]
+    async def _open_again(self) -> EngineHost:
+        """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""
+        assert self._choice is not None
+        await asyncio.to_thread(verify_files, self.model.folder, self.model.spec)
+        host = await self._open_host(*self._config(self._choice))
         try:
-            prove(golden, [vectors_of(engine.run(batch), batch)[0] for batch in batches], engine.precision)
-        except BaseException:
-            engine.close()
+            async with asyncio.timeout(self.settings.engine_timeout_s):
+                await prove_host(host, self.model)
+        except BaseException as error:
+            await host.close()
+            if isinstance(error, TimeoutError):
+                raise EngineLost("the engine hung on the golden texts") from error
             raise
-        self.engine = engine
-        return engine
+        self.engine = host
+        return host
 
     async def _golden_vectors(self) -> NDArray[np.float32]:
         """The golden texts through the whole path, [N, D]: one request per role and instruction, one after another.

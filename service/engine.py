@@ -1,28 +1,34 @@
-"""Engine: the one Protocol behind which vectors are computed, and the choice of one."""
+"""Engine and EngineHost: the two Protocols behind which vectors are computed, and the choice of an engine."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batching import Lane
 from service.errors import SettingsError
+from service.processor import cpu_flags
 from service.recipe.golden import Precision
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.spec import ModelSpec
 from service.recipe.tokens import TokenBatch
-from service.settings import Device, EngineName
+
+if TYPE_CHECKING:
+    # For its types alone: the engine's process reads no settings.
+    from service.settings import Device, EngineName
 
 
 class Engine(Protocol):
-    """Computes one batch at a time, in whichever thread calls it."""
+    """Computes a batch in whichever thread calls it; several threads may call at the same time."""
 
     name: str
     precision: Precision
@@ -39,6 +45,35 @@ class Engine(Protocol):
         """Free what the engine holds. Running after this is an error."""
 
 
+class EngineHost(Protocol):
+    """Where engines live, asked from the event loop: a process of their own, or another machine.
+
+    name, precision, device: as the engine's own.   streams: batches it computes at the same time.
+    lost: resolves with the reason once nothing can be computed here any more.
+    """
+
+    name: str
+    precision: Precision
+    device: str
+    streams: int
+    lost: asyncio.Future[str]
+
+    async def run(
+        self, rows: Sequence[NDArray[np.int32]], *, lane: Lane, unit: bool = True, wide: bool = False
+    ) -> NDArray[np.float32]:
+        """float32[B, D] for B rows of ids; of length one with `unit`. wide: all cores may work on this one batch.
+
+        At most `streams` batches a lane run at a time. Raises EngineFailed where the engine failed on the batch, and
+        EngineLost where there is none any more. Cancelling leaves the host unusable: `kill` it.
+        """
+
+    def kill(self, reason: str) -> None:
+        """End it at once, whatever it does; batches that run there raise EngineLost."""
+
+    async def close(self) -> None:
+        """End it and wait for that."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """An engine with the precision it would compute in."""
@@ -47,40 +82,70 @@ class Choice:
     precision: Precision
 
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """All it takes to open a version's engines: one with every thread, and one whose streams have their share each.
+
+    threads: of all streams together.   cache: a folder for optimised models, or None.
+    """
+
+    folder: str
+    engine: EngineName
+    precision: Precision
+    device: Device
+    threads: int
+    streams: int
+    cache: str | None = None
+
+
 def choices(
     engine: Literal["auto", "onnx", "openvino"],
-    precision: Literal["auto", "fp32", "bf16"],
+    precision: Literal["auto", "fp32", "bf16", "int8"],
     *,
     device: Device = "auto",
+    int8_engines: Collection[EngineName] = (),
     cpu_has_bf16: bool,
+    cpu_has_vnni: bool = False,
     openvino_installed: bool,
     gpu_installed: bool = False,
 ) -> list[Choice]:
-    """What to try, best first; the first that passes the golden proof serves.
+    """What to try, fastest first; the first that passes the golden proof serves.
 
-    OpenVINO in bf16 runs mE5 about three times as fast as ONNX Runtime in fp32, on CPUs that have bf16; without
-    bf16 the two are close, and ONNX Runtime loads faster. Who installed onnxruntime-gpu wants the GPU.
+    int8_engines: those for which the version has an int8 graph.   mE5-small's shape, texts a second of 24 tokens on two
+    cores with AVX2 alone: ONNX Runtime int8 230, OpenVINO fp32 150, OpenVINO int8 and ONNX Runtime fp32 130. With VNNI
+    OpenVINO's int8 is the faster under load; with bf16 OpenVINO in bf16 is three times fp32. Who installed
+    onnxruntime-gpu wants the GPU.
     """
+    on_cpu = device in ("auto", "cpu")
     if engine == "onnx" and precision == "bf16":
-        raise SettingsError("ME5_PRECISION=bf16 needs ME5_ENGINE=openvino; the onnx engine computes in fp32")
-    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise SettingsError("ME5_PRECISION=bf16 needs ME5_ENGINE=openvino; the onnx engine computes in fp32 or int8")
+    if engine == "openvino" and not on_cpu:
         raise SettingsError(f"ME5_DEVICE={device} needs ME5_ENGINE=onnx; the openvino engine computes on the CPU")
     if engine == "openvino" and not openvino_installed:
         raise SettingsError("ME5_ENGINE=openvino, but openvino is not installed; pip install -e '.[openvino]'")
-    if precision == "bf16" and not (openvino_installed and device in ("auto", "cpu")):
+    if precision == "bf16" and not (openvino_installed and on_cpu):
         raise SettingsError("ME5_PRECISION=bf16 needs openvino on the CPU; pip install -e '.[openvino]'")
-    found: list[Choice] = []
-    openvino = openvino_installed and engine != "onnx" and device in ("auto", "cpu")
-    if engine == "auto" and device == "auto" and gpu_installed and precision != "bf16":
-        openvino = False
-    # bf16 on a CPU without it is emulated, slow, and no closer to the model: only where it was asked for by name.
-    if openvino and precision != "fp32" and (cpu_has_bf16 or precision == "bf16"):
-        found.append(Choice("openvino", "bf16"))
-    if engine == "openvino" and precision != "bf16":
-        found.append(Choice("openvino", "fp32"))
-    if engine != "openvino" and precision != "bf16":
-        found.append(Choice("onnx", "fp32"))
-    return found
+    if precision == "int8" and not on_cpu:
+        raise SettingsError(f"ME5_PRECISION=int8 computes on the CPU; leave ME5_DEVICE={device} out")
+    usable: set[EngineName] = {"onnx"} if not (openvino_installed and on_cpu) else {"onnx", "openvino"}
+    if engine != "auto":
+        usable &= {engine}
+    if precision == "int8" and not usable & set(int8_engines):
+        raise SettingsError(
+            f"ME5_PRECISION=int8, but this version has no int8 graph for {' or '.join(sorted(usable))}; "
+            "make one: python -m training quantize MODEL"
+        )
+    if engine == "auto" and device == "auto" and gpu_installed and precision in ("auto", "fp32"):
+        return [Choice("onnx", "fp32")]
+    int8: list[EngineName] = ["openvino", "onnx"] if cpu_has_vnni else ["onnx", "openvino"]
+    ranked = [
+        *(Choice(name, "int8") for name in int8 if name in int8_engines and on_cpu),
+        # bf16 on a CPU without it is emulated, slow, and no closer to the model: only where asked for by name.
+        *([Choice("openvino", "bf16")] if cpu_has_bf16 or precision == "bf16" else []),
+        Choice("openvino", "fp32"),
+        Choice("onnx", "fp32"),
+    ]
+    return [item for item in ranked if item.engine in usable and precision in ("auto", item.precision)]
 
 
 def open_engine(
@@ -91,17 +156,23 @@ def open_engine(
     precision: Precision = "fp32",
     device: Device = "auto",
     threads: int = 0,
+    streams: int = 1,
+    cache: Path | None = None,
 ) -> Engine:
-    """Load a model version into an engine. Raises ModelFileError where the graph can't be read or is not the spec's."""
+    """Load a model version into an engine. Raises ModelFileError where the graph can't be read or is not the spec's.
+
+    threads: of all streams together, 0 for the cores there are.   streams: batches it is to compute at the same time.
+    cache: a folder for the optimised model.
+    """
     threads = threads or usable_cores()
     # Imported here, so that neither engine's package is needed by who uses the other.
     if engine == "openvino":
         from service.engine_openvino import OpenVinoEngine
 
-        return OpenVinoEngine(folder, spec, precision=precision, threads=threads)
+        return OpenVinoEngine(folder, spec, precision=precision, threads=threads, streams=streams, cache=cache)
     from service.engine_onnx import OnnxEngine
 
-    return OnnxEngine(folder, spec, device=device, threads=threads)
+    return OnnxEngine(folder, spec, precision=precision, device=device, threads=threads, streams=streams, cache=cache)
 
 
 def vectors_of(output: NDArray[np.float32], batch: TokenBatch, *, unit: bool = True) -> NDArray[np.float32]:
@@ -128,12 +199,12 @@ def gpu_installed() -> bool:
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bf16 by itself (AVX-512 BF16 or AMX); False where that can't be read."""
-    try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags: Iterable[str] = next((line.split() for line in lines if line.startswith("flags")), ())
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags(cpuinfo))
+
+
+def cpu_has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor sums products of bytes by itself (VNNI or AMX); False where that can't be read."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu_flags(cpuinfo))
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from service.engine_cache import cache_key, open_cached
 from service.errors import ModelFileError
 from service.recipe.golden import Precision
-from service.recipe.spec import MODEL_FILE, ModelSpec
+from service.recipe.spec import ModelSpec, graph_file
 from service.recipe.tokens import TokenBatch
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+# What an int8 graph leaves in floating point stays float32.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_CACHED_BLOB = "model.blob"
+# By cache entry, as long as an engine uses them: two mappings of one file would count twice as this process's memory.
+_mappings: WeakValueDictionary[Path, NDArray[np.uint8]] = WeakValueDictionary()
 
 
 class OpenVinoEngine:
@@ -22,20 +29,37 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, precision: Precision = "fp32", threads: int = 1) -> None:
-        path = folder / MODEL_FILE
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 1,
+        streams: int = 1,
+        cache: Path | None = None,
+    ) -> None:
+        """threads: of all streams together.   streams: calls of `run` that compute at the same time; more wait."""
+        path = graph_file(folder, spec, "openvino", precision)
+        options = {
+            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            # int8 weights are for the file's size: activations stay as the precision says.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            # What it prepares for each shape it meets. By default it keeps 5000 of them: texts of mixed lengths took a
+            # megabyte a second, without an end. 100 are as fast, and flat.
+            "CPU_RUNTIME_CACHE_CAPACITY": "100",
+        }
+        options |= {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": str(streams)}
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(
-                str(path),
-                "CPU",
-                {
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_NUM_THREADS": str(threads),
-                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                    # int8 weights are for the file's size: activations stay as the precision says.
-                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-                },
+            self._compiled, self._mapped = open_cached(
+                cache,
+                cache_key(spec, path.name, ["openvino", openvino.__version__, precision]),
+                path,
+                build=partial(_build, core, path, options),
+                open_entry=partial(_open_entry, core, options),
+                open_plain=lambda: (core.compile_model(str(path), "CPU", options), None),
             )
             self._outputs = {
                 True: self._compiled.output(spec.output),
@@ -65,5 +89,21 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the compiled model."""
-        del self._compiled, self._outputs
         self._thread = threading.local()
+        del self._compiled, self._outputs, self._mapped
+
+
+def _build(core: openvino.Core, path: Path, options: dict[str, str], entry: Path) -> None:
+    blob = core.compile_model(str(path), "CPU", options).export_model()
+    (entry / _CACHED_BLOB).write_bytes(blob.getbuffer())
+
+
+def _open_entry(
+    core: openvino.Core, options: dict[str, str], entry: Path
+) -> tuple[openvino.CompiledModel, NDArray[np.uint8] | None]:
+    # Mapped and not read: its weights are used where they lie, by both of a gateway's engines. Private to this process
+    # ("c"), since OpenVINO takes only memory that it may write to. It does not keep the mapping: that is the caller's.
+    mapped = _mappings.get(entry)
+    if mapped is None:
+        mapped = _mappings[entry] = np.memmap(entry / _CACHED_BLOB, dtype=np.uint8, mode="c")
+    return core.import_model(openvino.Tensor(mapped, shared_memory=True), "CPU", options), mapped

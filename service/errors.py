@@ -7,10 +7,12 @@ Me5Error                            500 internal
 │   ├── InvalidInput                422 validation       a value outside its limits, with the index of each bad input
 │   ├── TextTooLong                 422 too_long         more tokens than the model reads, and truncation refused
 │   ├── UnsupportedMediaType        415 media_type       a body that is not plain JSON
-│   ├── RequestTimeout              408 request_timeout  the body did not arrive in time
+│   ├── RequestTimeout              408 request_timeout  the headers or the body did not arrive in time
+│   ├── HeadersTooLarge             431 headers_too_large
 │   ├── BodyTooLarge                413 body_too_large
 │   └── NotFound                    404 not_found        no such route
 ├── Overloaded                      429 overloaded       the queue is full; carries retry_after_s
+├── TooManyConnections              503 too_many_connections; carries retry_after_s
 ├── DeadlineExceeded                504 deadline         the request's time is up
 ├── EngineFailed                    500 engine_failed    the engine raised, or gave a vector that is not finite
 ├── EngineLost                      503 engine_lost      no engine to compute with, for now
@@ -48,6 +50,8 @@ class Me5Error(Exception):
 
     status = 500
     code = "internal"
+    # When to try again, where that is known.
+    retry_after_s: int | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -132,8 +136,23 @@ class Overloaded(Me5Error):
         self.retry_after_s = retry_after_s
 
 
+class TooManyConnections(Me5Error):
+    """More connections are open than ME5_MAX_CONNECTIONS."""
+
+    status = 503
+    code = "too_many_connections"
+    retry_after_s = 1
+
+
+class HeadersTooLarge(RequestError):
+    """The headers have more bytes than any client of ours needs."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class RequestTimeout(RequestError):
-    """The body did not arrive in time."""
+    """The headers or the body did not arrive in time."""
 
     status = 408
     code = "request_timeout"
@@ -158,8 +177,14 @@ class EngineFailed(Me5Error):
     code = "engine_failed"
 
 
+class TokenizerFailed(Me5Error):
+    """The tokenizer's native code panicked on a text."""
+
+    code = "tokenizer_failed"
+
+
 class EngineLost(Me5Error):
-    """There is no engine to compute with: it is being reopened, or it hangs."""
+    """There is no engine to compute with: it died or hung, and another one is being opened."""
 
     status = 503
     code = "engine_lost"

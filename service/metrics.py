@@ -10,12 +10,15 @@ from service.batching import LANES
 from service.recipe.prompts import ROLES
 
 ROUTES = ("/embed", "/", "/similarity", "/v1/embeddings")
-ERROR_CODES = ("400", "404", "405", "413", "415", "422", "429", "499", "500", "503", "504")
-REASONS = ("overloaded", "deadline", "abandoned", "engine_lost", "shutting_down")
+ERROR_CODES = ("400", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
+RESTART_REASONS = ("died", "hung", "failed")
+REASONS = ("overloaded", "buffered_bytes", "deadline", "abandoned", "engine_lost", "shutting_down")
+CONNECTION_REASONS = ("header_timeout", "headers_too_large", "too_many", "not_reading")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_LAG_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _RATIO = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 NO_LABEL = "none"
@@ -69,20 +72,51 @@ class Metrics:
         self.foreign_model_names = Counter(
             "me5_foreign_model_names_total", "Requests that named another model than the one served.", registry=on
         )
-        self.engine_restarts = Counter("me5_engine_restarts_total", "Times the engine was reopened.", registry=on)
+        self.engine_restarts = Counter(
+            "me5_engine_restarts_total", "Times the engine was lost and started again.", ("reason",), registry=on
+        )
+        self.event_loop_lag_s = Histogram(
+            "me5_event_loop_lag_seconds",
+            "How late the event loop is for a call every 100 ms.",
+            buckets=_LAG_SECONDS,
+            registry=on,
+        )
+        self.event_loop_tasks = Gauge(
+            "me5_event_loop_tasks", "Tasks on the event loop, this scrape's own too.", registry=on
+        )
+        self.open_connections = Gauge("me5_open_connections", "Connections of clients.", registry=on)
+        self.refused_connections = Counter(
+            "me5_refused_connections_total", "Connections cut for what their clients did.", ("reason",), registry=on
+        )
+        self.buffered_bytes = Gauge(
+            "me5_buffered_bytes", "Bytes of request bodies that are read or wait for their answer.", registry=on
+        )
         self.ready = Gauge("me5_ready", "1 while /readyz says ready.", registry=on)
         self.model = Info("me5_model", "The model served and what computes it.", registry=on)
         self._create_all()
 
+    def observe_request(self, route: str, role: str, lane: str, code: str, spent_s: float) -> None:
+        """Count a request of an embedding route."""
+        self._durations[route, role, lane, code].observe(spent_s)
+
+    def count_inputs(self, role: str, inputs: int, tokens: int, truncated: int) -> None:
+        """Count what a request had turned into vectors."""
+        counted, counted_tokens, cut = self._by_role[role]
+        counted.inc(inputs)
+        counted_tokens.inc(tokens)
+        if truncated:
+            cut.inc(truncated)
+
     def _create_all(self) -> None:
+        # Kept at hand: looking a child up by its labels costs more than counting.
+        self._durations: dict[tuple[str, str, str, str], Histogram] = {}
+        self._by_role: dict[str, tuple[Counter, Counter, Counter]] = {}
         for route in (*ROUTES, "/tokenize", "/decode"):
             self.unknown_fields.labels(route)
         for route in ROUTES:
-            for code in ERROR_CODES:
-                self.request_duration_s.labels(route, NO_LABEL, NO_LABEL, code)
-            for role in (*ROLES, MIXED_ROLES):
-                for lane in LANES:
-                    self.request_duration_s.labels(route, role, lane, "200")
+            keys = [(route, NO_LABEL, NO_LABEL, code) for code in ERROR_CODES]
+            keys += [(route, role, lane, "200") for role in (*ROLES, MIXED_ROLES) for lane in LANES]
+            self._durations |= {key: self.request_duration_s.labels(*key) for key in keys}
         for lane in LANES:
             for collector in (
                 self.queue_duration_s,
@@ -95,7 +129,11 @@ class Metrics:
             ):
                 collector.labels(lane)
         for role in ROLES:
-            for counter in (self.inputs, self.tokens, self.truncated_inputs):
-                counter.labels(role)
+            counters = (self.inputs, self.tokens, self.truncated_inputs)
+            self._by_role[role] = (counters[0].labels(role), counters[1].labels(role), counters[2].labels(role))
+        for reason in CONNECTION_REASONS:
+            self.refused_connections.labels(reason)
         for reason in REASONS:
             self.rejected_requests.labels(reason)
+        for reason in RESTART_REASONS:
+            self.engine_restarts.labels(reason)

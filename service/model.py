@@ -44,10 +44,10 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{SPEC_FILE}") if path.parent.name.isdecimal())
 
 
-def load_model(model: str, model_repo: Path) -> Model:
-    """Find and read a version, every file's hash checked. The weights are the engine's to read."""
+def load_model(model: str, model_repo: Path, *, verify: bool = True) -> Model:
+    """Find and read a version and, with verify, check every file's hash. The weights are the engine's to read."""
     folder = find_version(model, model_repo)
-    spec = load_spec(folder)
+    spec = load_spec(folder, verify=verify)
     return Model(
         folder=folder,
         version=folder.name,

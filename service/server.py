@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
+import resource
 import signal
 import socket
 import sys
@@ -13,18 +13,20 @@ from types import FrameType
 
 import uvicorn
 
-from service.app import create_app
-from service.embedder import Embedder
-from service.engine import Engine
+from service.app import create_app, refuse
+from service.embedder import Embedder, OpenHost, open_process
 from service.errors import Me5Error, SettingsError
+from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
+from service.metrics import Metrics
 from service.settings import Settings
 
 log = logging.getLogger("me5.server")
 
-# For whoever supervises: the engine hung, and only a new process mends that. EX_TEMPFAIL of sysexits.h.
-EXIT_ENGINE_HUNG = 75
-# What the answers that tell of it get to leave the process.
-HANG_GRACE_S = 1.0
+# What is open beside connections: the engine's sockets, files, the listener.
+OTHER_FILES = 64
+# How long a thread may keep the interpreter while the event loop waits for it. Python's own 5 ms would be most of what
+# a query takes; at 0.5 ms a busy tokenizer's thread loses less than 1 % by switching.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class Server(uvicorn.Server):
@@ -64,22 +66,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings, engine: Engine | None = None) -> None:
+async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     """Open the model, prove it, listen, and return once the process was told to end. Raises StartupError.
 
-    engine: an open engine, in place of the one the settings choose.
+    open_host: opens engines elsewhere than in a process of their own.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Taken before the model is read: who else has the port is known at once, and nobody gets it meanwhile.
     listener = bind(settings.host, settings.port)
-    app = create_app(settings, engine, on_hang=_end_process)
+    app = create_app(settings, open_host=open_host)
     embedder: Embedder = app.state.embedder
     try:
         await embedder.start()
-    except Me5Error as error:
+    except Me5Error:
         await embedder.stop()
-        if embedder.hung:
-            log.critical(error.message)
-            _exit(EXIT_ENGINE_HUNG)
         raise
     config = uvicorn.Config(
         app,
@@ -88,6 +88,8 @@ async def serve(settings: Settings, engine: Engine | None = None) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=_protocol(settings, embedder.metrics),
+        ws="none",
         # Behind our own end of patience, and time for its answers to leave.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_s) + 2,
         # Connections of a client that keeps them open outlive most of its pauses.
@@ -95,9 +97,37 @@ async def serve(settings: Settings, engine: Engine | None = None) -> None:
     )
     log.info("listening on http://%s:%d", *listener.getsockname()[:2])
     await Server(config, embedder).serve(sockets=[listener])
-    if embedder.busy:
-        # All requests are answered; a batch that nobody waits for can't be ended in an orderly way.
-        _exit(EXIT_ENGINE_HUNG if embedder.hung else 0)
+
+
+def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
+    """The protocol with this gateway's limits."""
+
+    class Limited(HttpProtocol):
+        limits = Limits(
+            max_connections=_allow_files(settings.max_connections),
+            header_timeout_s=settings.header_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+            metrics=metrics,
+            refuse=refuse,
+        )
+
+    return Limited
+
+
+def _allow_files(max_connections: int) -> int:
+    """Raise the process's limit of open files to what so many connections need; fewer connections where it can't be.
+
+    Without it a process at its limit can't even accept a connection to refuse it.
+    """
+    others = SPARE_CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < max_connections + others:
+        allowed = max(1, hard - others)
+        log.warning("ME5_MAX_CONNECTIONS=%d is cut to %d: ulimit -n is %d", max_connections, allowed, hard)
+        max_connections = allowed
+    if soft != resource.RLIM_INFINITY and soft < max_connections + others:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_connections + others, hard))
+    return max_connections
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -114,7 +144,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(settings: Settings, engine: Engine | None = None) -> None:
+def run(settings: Settings, open_host: OpenHost = open_process) -> None:
     """serve, on uvloop where it is installed."""
     logging.basicConfig(
         stream=sys.stderr,
@@ -123,15 +153,4 @@ def run(settings: Settings, engine: Engine | None = None) -> None:
     )
     loop_factory = uvicorn.Config(app="", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve(settings, engine))
-
-
-def _end_process() -> None:
-    # Whatever else still runs: an engine that hangs may hold locks that an orderly end would wait for.
-    asyncio.get_running_loop().call_later(HANG_GRACE_S, _exit, EXIT_ENGINE_HUNG)
-
-
-def _exit(code: int) -> None:
-    """End the process without waiting for any thread."""
-    logging.shutdown()
-    os._exit(code)
+        runner.run(serve(settings, open_host))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import SettingsError
 from service.recipe.prompts import Role
@@ -34,17 +35,33 @@ class Settings(BaseModel):
     )
 
     engine: Literal["auto", "onnx", "openvino"] = Field("auto", description="what computes")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="what it computes in")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field("auto", description="what it computes in")
     device: Device = Field("auto", description="where ONNX Runtime computes")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine; 0 takes the cores of the cgroup")
+    streams: int = Field(
+        0, ge=0, le=64, description="batches computed at a time under load; 0 takes one a core, up to 8"
+    )
+    cache_dir: Path | None = Field(
+        Path(tempfile.gettempdir()) / "me5-cache", description="folder for optimised models; empty for none"
+    )
 
     default_role: Role = Field("query", description="role of a text that neither names one nor begins with a prompt")
     truncate: bool = Field(True, description="cut over-long texts where the request does not say (TEI: auto-truncate)")
 
     max_inputs: int = Field(2048, ge=1, description="texts a request")
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="bytes a request body")
-    max_batch_tokens: int = Field(1024, ge=512, description="padded tokens (rows × longest) a batch")
+    max_batch_tokens: int = Field(
+        0, ge=0, description="padded tokens (rows × longest) a batch of several texts; 0: 256 on a CPU, 16384 on a GPU"
+    )
     max_queued_tokens: int = Field(200_000, ge=1, description="tokens waiting before requests are refused with 429")
+
+    max_connections: int = Field(4096, ge=1, description="open connections before new ones are refused with 503")
+    max_buffered_bytes: int = Field(
+        128 * 1024 * 1024, ge=1024, description="bytes of all bodies read or waiting before requests get 429"
+    )
+    header_timeout_s: float = Field(10.0, gt=0, description="time a connection has for a request's headers")
+    body_timeout_s: float = Field(30.0, gt=0, description="time a request's body has to arrive")
+    write_timeout_s: float = Field(30.0, gt=0, description="time a client has to take 48 KiB of its answer")
 
     deadline_s: float = Field(30.0, gt=0, description="default time a request may take, before its tokens count")
     deadline_tokens_per_s: float = Field(200.0, gt=0, description="the default deadline grows by tokens over this rate")
@@ -54,6 +71,11 @@ class Settings(BaseModel):
     shutdown_s: float = Field(30.0, gt=0, description="after that, time for accepted requests to be answered")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("cache_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

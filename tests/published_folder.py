@@ -52,6 +52,7 @@ def write_published_folder(
         )
         names = ["input_ids", "attention_mask"]
     (folder / "onnx").mkdir(parents=True)
+    model.save_pretrained(folder)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     ids = torch.where(mask == 1, torch.randint(5, size, (2, 5)), 1)
     example = (ids, mask, torch.zeros_like(ids))[: len(names)]

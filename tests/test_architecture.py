@@ -13,19 +13,24 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["service.__main__"],
     ["service.server"],
-    ["service.app"],
+    ["service.app", "service.http_protocol"],
     ["service.api.openai", "service.api.ops"],
     ["service.api.embed"],
     ["service.api.answering", "service.api.schema"],
-    ["service.api.reading"],
+    ["service.api.reading", "service.api.encoding"],
+    ["service.api.intake", "service.api.large_json"],
+    ["service.api.json_split", "service.api.turns", "service.loop_lag"],
     ["service.embedder", "service.pull"],
-    ["service.scheduler", "service.model", "service.admission"],
+    ["service.opening", "service.scheduler", "service.admission"],
+    ["service.model", "service.engine_process", "service.jobs"],
+    ["service.fair_queue", "service.engine_worker"],
     ["service.engine"],
     ["service.engine_onnx", "service.engine_openvino"],
+    ["service.engine_cache"],
     ["service.metrics", "service.settings"],
-    ["service.batching", "service.engine_thread"],
+    ["service.batching"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
-    ["service.recipe.prompts", "service.recipe.pooling"],
+    ["service.processor", "service.recipe.prompts", "service.recipe.pooling"],
     ["service.errors"],
     ["service", "service.api", "service.recipe"],
 ]
@@ -34,7 +39,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 HOMES = {
     "fastapi": {"service.app", "service.api"},
     "starlette": {"service.app", "service.api"},
-    "uvicorn": {"service.server"},
+    "uvicorn": {"service.server", "service.http_protocol"},
     "onnxruntime": {"service.engine_onnx", "service.pull", "training"},
     "openvino": {"service.engine_openvino", "training"},
     "huggingface_hub": {"service.pull"},
@@ -43,6 +48,7 @@ HOMES = {
     "torch": {"training"},
     "transformers": {"training"},
     "onnx": {"training"},
+    "nncf": {"training"},
 }
 
 

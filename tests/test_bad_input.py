@@ -343,7 +343,7 @@ def does_not_start(*words: str, lines: int = 1, **settings: Any) -> None:
     [
         ({"modle": "x"}, ("unknown setting ME5_MODLE='x'", "did you mean ME5_MODEL?")),
         ({"zzzzzz": "1"}, ("unknown setting ME5_ZZZZZZ", "known are", "ME5_PORT")),
-        ({"port": "70000", "max_batch_tokens": "1"}, ("ME5_PORT='70000'", "65535", "ME5_MAX_BATCH_TOKENS='1'", "512")),
+        ({"port": "70000", "max_inputs": "0"}, ("ME5_PORT='70000'", "65535", "ME5_MAX_INPUTS='0'", "1")),
         ({"engine": "tflite", "default_role": "title"}, ("ME5_ENGINE='tflite'", "onnx", "ME5_DEFAULT_ROLE", "query")),
         ({"truncate": "perhaps", "threads": "two"}, ("ME5_TRUNCATE='perhaps'", "ME5_THREADS='two'", "integer")),
         ({"model": f"{SHIPPED_MODEL}/99"}, (f"no model '{SHIPPED_MODEL}/99'", "ME5_MODEL")),

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import BATCH_COST_TOKENS, BULK_EVERY, WINDOW, Limits, choose_lane, lane_of, take_batch
+from service.batching import (
+    BATCH_COST_TOKENS,
+    INTERACTIVE_TOKENS_MAX,
+    WINDOW,
+    Lane,
+    Limits,
+    lane_of,
+    lone,
+    next_lane,
+    share,
+    take_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -87,21 +98,48 @@ def test_a_deep_queue_wastes_less_than_five_per_cent_on_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interactive", "bulk", "since", "lane"),
+    ("waiting", "running", "lane"),
     [
-        (False, False, 0, None),
-        (True, False, 99, "interactive"),
-        (False, True, 0, "bulk"),
-        (True, True, 0, "interactive"),
-        (True, True, BULK_EVERY - 1, "bulk"),
+        # waiting and running: (interactive, bulk), two streams
+        ((0, 0), (0, 0), None),
+        ((1, 9), (0, 0), "interactive"),
+        ((0, 9), (0, 1), "bulk"),
+        ((0, 9), (0, 2), None),
+        # A query starts beside bulk work that has every stream, and a second one waits for a stream.
+        ((1, 9), (0, 2), "interactive"),
+        ((1, 9), (1, 2), None),
+        ((1, 9), (1, 1), "interactive"),
+        # Queries fill the streams, and bulk work still has a batch under way.
+        ((9, 9), (2, 0), "bulk"),
+        ((9, 9), (2, 1), None),
+        ((9, 0), (2, 0), None),
     ],
 )
-def test_queries_go_first_and_bulk_gets_its_share(interactive: bool, bulk: bool, since: int, lane: str | None) -> None:
-    assert choose_lane(interactive, bulk, since) == lane
+def test_queries_wait_for_no_bulk_work_and_bulk_work_never_stands_still(
+    waiting: tuple[int, int], running: tuple[int, int], lane: Lane | None
+) -> None:
+    def both(counts: tuple[int, int]) -> dict[Lane, int]:
+        return {"interactive": counts[0], "bulk": counts[1]}
+
+    assert next_lane(both(waiting), both(running), streams=2) == lane
 
 
-def test_only_queries_that_fit_a_batch_are_interactive() -> None:
-    limits = Limits(1024)
-    assert lane_of("query", 1024, limits) == "interactive"
-    assert lane_of("query", 1025, limits) == "bulk"
-    assert lane_of("passage", 10, limits) == "bulk"
+def test_only_a_text_that_is_alone_gets_every_core() -> None:
+    assert lone({"interactive": 1, "bulk": 0}, {"interactive": 0, "bulk": 0})
+    assert lone({"interactive": 0, "bulk": 1}, {"interactive": 0, "bulk": 0})
+    assert not lone({"interactive": 1, "bulk": 1}, {"interactive": 0, "bulk": 0})
+    assert not lone({"interactive": 1, "bulk": 0}, {"interactive": 0, "bulk": 1})
+
+
+def test_what_waits_is_shared_among_the_free_streams() -> None:
+    assert share(Limits(256, 2), waiting_tokens=200, free_streams=2).max_tokens == 100
+    assert share(Limits(256, 2), waiting_tokens=200, free_streams=1).max_tokens == 200
+    assert share(Limits(256, 2), waiting_tokens=9000, free_streams=2).max_tokens == 256
+    # The extra batch of a query that finds every stream busy.
+    assert share(Limits(256, 2), waiting_tokens=30, free_streams=0).max_tokens == 30
+
+
+def test_only_a_few_queries_are_interactive() -> None:
+    assert lane_of("query", INTERACTIVE_TOKENS_MAX) == "interactive"
+    assert lane_of("query", INTERACTIVE_TOKENS_MAX + 1) == "bulk"
+    assert lane_of("passage", 10) == "bulk"

@@ -13,7 +13,7 @@ from faulty_engine import MODEL_REPO, SHIPPED
 from published_folder import write_published_folder
 from transformers import AutoModel, BertConfig, BertModel
 
-from service.engine import EngineName, open_engine, vectors_of
+from service.engine import open_engine, vectors_of
 from service.engine_onnx import providers_for
 from service.errors import ModelFileError, ModelNotFound, SettingsError
 from service.model import find_version, load_model, version_numbers
@@ -22,6 +22,7 @@ from service.recipe.golden import load_golden, prove
 from service.recipe.prompts import format_text
 from service.recipe.spec import PUBLISHED, load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad, tokenize
+from service.settings import EngineName
 
 SMALL = "intfloat/multilingual-e5-small"
 BASE = "intfloat/multilingual-e5-base"

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import openai
@@ -138,25 +137,6 @@ def test_a_port_that_is_taken_is_told_in_one_line(gateway: Gateway) -> None:
     assert finished.returncode == 2
     (line,) = finished.stderr.decode().splitlines()
     assert line.startswith(f"me5: can't listen on ME5_HOST=127.0.0.1, ME5_PORT={port}: Address already in use")
-
-
-def test_a_hung_engine_turns_readiness_red_answers_503_and_ends_the_process_with_its_own_code() -> None:
-    program = (str(Path(__file__).parent / "hanging_gateway.py"),)
-    with start_gateway(program=program, exit_code=75, engine_timeout_s=1) as gateway:
-        with ThreadPoolExecutor(8) as threads:
-            hung = threads.submit(httpx.post, f"{gateway.url}/embed", json={"inputs": ["same"] * 13}, timeout=30)
-            time.sleep(0.2)
-            others = [
-                threads.submit(httpx.post, f"{gateway.url}/embed", json={"inputs": "waits"}, timeout=30)
-                for _ in range(5)
-            ]
-            # The process lives on for a moment, so that these answers leave it.
-            assert eventually(lambda: httpx.get(f"{gateway.url}/readyz").status_code == 503)
-            answers = [hung.result(), *(other.result() for other in others)]
-        assert [answer.status_code for answer in answers] == [503] * 6
-        assert {answer.json()["error_type"] for answer in answers} == {"Unhealthy"}
-        assert gateway.process.wait(10) == 75
-        assert "giving this process up" in gateway.log_text()
 
 
 def test_requests_that_outlast_the_shutdown_get_an_answer() -> None:

@@ -39,7 +39,15 @@ def grown(before: dict[Series, float], after: dict[Series, float]) -> dict[Serie
 
 def test_every_series_is_there_at_the_first_scrape(fresh: Fresh) -> None:
     first = fresh[2]
-    wanted = [series("me5_engine_restarts_total"), series("me5_ready"), series("me5_foreign_model_names_total")]
+    wanted = [series("me5_ready"), series("me5_foreign_model_names_total"), series("me5_buffered_bytes")]
+    wanted += [
+        series("me5_event_loop_lag_seconds_count"),
+        series("me5_event_loop_tasks"),
+        series("me5_open_connections"),
+    ]
+    wanted += [series("me5_engine_restarts_total", reason=reason) for reason in ("died", "hung", "failed")]
+    for reason in ("header_timeout", "headers_too_large", "too_many", "not_reading"):
+        wanted.append(series("me5_refused_connections_total", reason=reason))
     for lane in LANES:
         wanted += [series(name, lane=lane) for name in ("me5_queue_requests", "me5_queue_tokens")]
         wanted += [
@@ -56,7 +64,7 @@ def test_every_series_is_there_at_the_first_scrape(fresh: Fresh) -> None:
     for role in ROLES:
         names = ("me5_truncated_inputs_total", "me5_inputs_total", "me5_tokens_total")
         wanted += [series(name, role=role) for name in names]
-    for reason in ("overloaded", "deadline", "abandoned", "engine_lost", "shutting_down"):
+    for reason in ("overloaded", "buffered_bytes", "deadline", "abandoned", "engine_lost", "shutting_down"):
         wanted.append(series("me5_rejected_requests_total", reason=reason))
     for route in EMBEDDING_ROUTES:
         wanted.append(series("me5_unknown_fields_total", route=route))
@@ -67,7 +75,7 @@ def test_every_series_is_there_at_the_first_scrape(fresh: Fresh) -> None:
         ]
         wanted += [
             series("me5_request_duration_seconds_count", route=route, role="none", lane="none", code=code)
-            for code in ("400", "413", "422", "429", "499", "500", "503", "504")
+            for code in ("400", "408", "413", "422", "429", "499", "500", "503", "504")
         ]
     missing = [key for key in wanted if key not in first]
     assert not missing

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from faulty_engine import FaultyEngine, first_row_nan, raises, slow, wrong_shape
+from in_thread import in_thread
 
-from service.admission import guess_tokens, refusal, retry_after_s
 from service.embedder import Answer, Ask, Embedder, role_label
-from service.engine import Choice
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -29,12 +28,11 @@ from service.settings import load_settings
 
 
 @asynccontextmanager
-async def serving(
-    engine: FaultyEngine | None = None, on_hang: Callable[[], None] = lambda: None, **variables: str
-) -> AsyncIterator[tuple[Embedder, FaultyEngine]]:
-    engine = engine or FaultyEngine()
-    environ = {f"ME5_{name.upper()}": value for name, value in variables.items()}
-    embedder = Embedder(load_settings(environ), Metrics(), engine=engine, on_hang=on_hang)
+async def serving(*spare: FaultyEngine, **variables: str) -> AsyncIterator[tuple[Embedder, FaultyEngine]]:
+    """An embedder on a real engine with faults to order; spare ones are opened when it is lost."""
+    engine = FaultyEngine()
+    environ = {"ME5_MAX_BATCH_TOKENS": "1024"} | {f"ME5_{name.upper()}": value for name, value in variables.items()}
+    embedder = Embedder(load_settings(environ), Metrics(), open_host=in_thread(engine, *spare))
     await embedder.start()
     engine.batches.clear()
     try:
@@ -59,6 +57,27 @@ def value_of(embedder: Embedder, name: str, **labels: str) -> float:
     found = embedder.metrics.registry.get_sample_value(name, labels)
     assert found is not None, name
     return found
+
+
+def test_a_client_that_floods_keeps_no_other_client_waiting() -> None:
+    async def story() -> None:
+        async with serving(max_batch_tokens="16") as (embedder, engine):
+            order: list[str] = []
+
+            async def ask(client: str, number: int) -> None:
+                await embedder.embed(Ask([f"text number {number}"], client=client))
+                order.append(client)
+
+            engine.go.clear()
+            flood = [asyncio.create_task(ask("greedy", number)) for number in range(50)]
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 50)
+            modest = asyncio.create_task(ask("modest", 0))
+            await settled(lambda: value_of(embedder, "me5_queue_requests", lane="interactive") == 51)
+            engine.go.set()
+            await asyncio.gather(*flood, modest)
+            assert order.index("modest") < 5
+
+    run(story)
 
 
 async def settled(condition: Callable[[], bool]) -> None:
@@ -126,12 +145,9 @@ def test_a_vector_that_is_not_finite_fails_its_own_request_only() -> None:
     run(story)
 
 
-def test_an_engine_that_fails_again_and_again_is_reopened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_again_and_again_is_reopened() -> None:
     async def story() -> None:
-        monkeypatch.setenv("ME5_ENGINE", "onnx")
-        async with serving(engine_failures="3") as (embedder, engine):
-            # As if the settings had chosen it: what is reopened is the real engine from the model's folder.
-            embedder._choice = Choice("onnx", "fp32")
+        async with serving(FaultyEngine(), engine_failures="3") as (embedder, engine):
             engine.fault = raises
             for _ in range(3):
                 assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
@@ -139,35 +155,51 @@ def test_an_engine_that_fails_again_and_again_is_reopened(monkeypatch: pytest.Mo
             answer = await embedder.embed(Ask(["text"]))
             assert np.isfinite(answer.vectors).all()
             assert embedder.not_ready() is None
-            assert value_of(embedder, "me5_engine_restarts_total") == 1
+            assert value_of(embedder, "me5_engine_restarts_total", reason="failed") == 1
+
+    run(story)
+
+
+def test_an_engine_that_gives_nothing_but_nan_is_reopened() -> None:
+    async def story() -> None:
+        async with serving(FaultyEngine(), engine_failures="3") as (embedder, engine):
+            engine.fault = lambda _, vectors: vectors * np.float32("nan")
+            for _ in range(3):
+                assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), Answer)
 
     run(story)
 
 
 def test_while_the_engine_can_not_be_reopened_requests_get_503_and_readiness_is_red() -> None:
     async def story() -> None:
-        # Handed in open, this engine has nothing to be opened from again.
+        # The one engine there is fails the proof as well.
         async with serving(engine_failures="1") as (embedder, engine):
             engine.fault = raises
             assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
-            await settled(lambda: embedder.not_ready() is not None)
-            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineLost)
             assert embedder.not_ready() == "engine reopening"
-            assert value_of(embedder, "me5_rejected_requests_total", reason="engine_lost") >= 1
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineLost)
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineLost)
+            assert value_of(embedder, "me5_rejected_requests_total", reason="engine_lost") >= 2
+            engine.fault = None
+            await settled(lambda: embedder.not_ready() is None)
+            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), Answer)
 
     run(story)
 
 
-def test_a_hung_engine_turns_readiness_red_answers_503_and_ends_the_process() -> None:
+def test_a_hung_engine_is_ended_and_what_waited_behind_its_batch_is_answered_by_the_next() -> None:
     async def story() -> None:
-        ended: list[bool] = []
-        async with serving(engine_timeout_s="0.3", on_hang=lambda: ended.append(True)) as (embedder, engine):
+        async with serving(FaultyEngine(), engine_timeout_s="2") as (embedder, engine):
             engine.go.clear()
-            answers = await asyncio.gather(*(outcome(embedder.embed(Ask([f"text {index}"]))) for index in range(5)))
-            assert all(isinstance(answer, EngineLost) for answer in answers)
-            assert embedder.not_ready() == "engine hung"
-            assert ended == [True]
-            assert isinstance(await outcome(embedder.embed(Ask(["late"]))), EngineLost)
+            lost = [asyncio.create_task(outcome(embedder.embed(Ask([f"text {index}"])))) for index in range(5)]
+            await settled(lambda: len(engine.batches) == 1)
+            waiting = [asyncio.create_task(outcome(embedder.embed(Ask([f"later {index}"])))) for index in range(5)]
+            assert all(isinstance(answer, EngineLost) for answer in await asyncio.gather(*lost))
+            assert embedder.not_ready() == "engine reopening"
+            assert all(isinstance(answer, Answer) for answer in await asyncio.gather(*waiting))
+            assert embedder.not_ready() is None
+            assert value_of(embedder, "me5_engine_restarts_total", reason="hung") == 1
 
     run(story)
 
@@ -258,32 +290,6 @@ def test_admission_is_by_tokens_and_an_empty_queue_takes_any_request() -> None:
     run(story)
 
 
-def test_tokens_are_guessed_from_lengths_before_they_are_counted() -> None:
-    assert guess_tokens(["abc" * 10, [1, 2, 3]], 512) == 14 + 7
-    assert guess_tokens(["x" * 100_000], 512) == 512
-
-
-def test_a_lane_is_full_by_tokens_and_an_empty_one_never() -> None:
-    def asked(queued: int, tokens: int, timeout_s: float | None = None) -> Overloaded | None:
-        return refusal("bulk", queued=queued, tokens=tokens, limit=100, tokens_per_s=10.0, timeout_s=timeout_s)
-
-    assert asked(0, 10_000) is None
-    assert asked(90, 10) is None
-    full = asked(90, 31)
-    assert full is not None
-    assert full.retry_after_s == 3
-    assert "ME5_MAX_QUEUED_TOKENS" in full.message
-    assert asked(90, 1, timeout_s=9.0) is None
-    assert asked(90, 1, timeout_s=5.0) is not None
-
-
-def test_retry_after_is_the_time_the_excess_takes_at_the_measured_rate() -> None:
-    assert retry_after_s(10_000, 1_000.0) == 10
-    assert retry_after_s(1, 1_000.0) == 1
-    assert retry_after_s(10**9, 1_000.0) == 60
-    assert retry_after_s(5, 0.0) == 5
-
-
 def test_stopping_answers_what_waits_and_refuses_what_comes() -> None:
     async def story() -> None:
         async with serving() as (embedder, engine):
@@ -336,25 +342,12 @@ def test_work_that_can_not_be_done_before_its_deadline_is_refused_at_once() -> N
             engine.go.clear()
             blocker = asyncio.create_task(embedder.embed(Ask(["a rather long text " * 20] * 200, role="passage")))
             await settled(lambda: len(engine.batches) == 1)
-            embedder._scheduler.tokens_per_s = 100.0
+            embedder._scheduler.rates["bulk"].tokens_per_s = 100.0
             hopeless = await outcome(embedder.embed(Ask(["text"], role="passage", timeout_s=1.0)))
             assert isinstance(hopeless, Overloaded)
             assert "longer than the 1 s allowed" in hopeless.message
             engine.go.set()
             await blocker
-
-    run(story)
-
-
-def test_an_engine_that_also_fails_to_close_is_replaced_all_the_same() -> None:
-    async def story() -> None:
-        async with serving(engine_failures="1") as (embedder, engine):
-            embedder._choice = Choice("onnx", "fp32")
-            engine.fault = raises
-            engine.fails_to_close = True
-            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), EngineFailed)
-            assert isinstance(await outcome(embedder.embed(Ask(["text"]))), Answer)
-            assert embedder.not_ready() is None
 
     run(story)
 
@@ -385,7 +378,7 @@ def test_a_wrong_engine_does_not_pass_the_proof() -> None:
     async def story() -> None:
         engine = FaultyEngine()
         engine.fault = lambda _, vectors: np.roll(vectors, 1, axis=1)
-        embedder = Embedder(load_settings({}), Metrics(), engine=engine)
+        embedder = Embedder(load_settings({}), Metrics(), open_host=in_thread(engine))
         with pytest.raises(GoldenMismatch, match="golden text"):
             await embedder.start()
         await embedder.stop()

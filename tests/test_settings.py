@@ -24,7 +24,7 @@ def test_a_setting_is_read_from_its_variable_and_other_variables_are_left_alone(
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(SettingsError, match=r"ME5_MODLE='x'; did you mean ME5_MODEL\?"):
         load_settings({"ME5_MODLE": "x"})
-    with pytest.raises(SettingsError, match="known are ME5_DEADLINE_S, .*ME5_TRUNCATE"):
+    with pytest.raises(SettingsError, match="known are ME5_CACHE_DIR, .*ME5_TRUNCATE"):
         load_settings({"ME5_ZZZZZZZZZ": "x"})
 
 
@@ -33,7 +33,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     [
         ("ME5_PORT", "99999", "65535"),
         ("ME5_PORT", "http", "integer"),
-        ("ME5_MAX_BATCH_TOKENS", "100", "512"),
+        ("ME5_MAX_BATCH_TOKENS", "-1", "0"),
         ("ME5_ENGINE", "tpu", "'onnx'"),
         ("ME5_DEFAULT_ROLE", "document", "'query' or 'passage'"),
         ("ME5_TRUNCATE", "perhaps", "boolean"),
@@ -50,13 +50,24 @@ def test_settings_are_frozen() -> None:
         load_settings({}).port = 1  # type: ignore[misc]
 
 
+FP32 = [Choice("openvino", "fp32"), Choice("onnx", "fp32")]
+
+
 def test_auto_takes_openvino_in_bf16_only_where_the_cpu_has_it() -> None:
-    assert choices("auto", "auto", cpu_has_bf16=True, openvino_installed=True) == [
-        Choice("openvino", "bf16"),
-        Choice("onnx", "fp32"),
-    ]
-    assert choices("auto", "auto", cpu_has_bf16=False, openvino_installed=True) == [Choice("onnx", "fp32")]
+    assert choices("auto", "auto", cpu_has_bf16=True, openvino_installed=True) == [Choice("openvino", "bf16"), *FP32]
+    assert choices("auto", "auto", cpu_has_bf16=False, openvino_installed=True) == FP32
     assert choices("auto", "auto", cpu_has_bf16=True, openvino_installed=False) == [Choice("onnx", "fp32")]
+
+
+def test_an_int8_graph_is_tried_first_on_the_engine_that_is_fastest_here() -> None:
+    both = {"cpu_has_bf16": False, "openvino_installed": True, "int8_engines": ["onnx", "openvino"]}
+    int8 = [Choice("onnx", "int8"), Choice("openvino", "int8")]
+    assert choices("auto", "auto", **both) == [*int8, *FP32]  # type: ignore[arg-type]
+    assert choices("auto", "int8", **both, cpu_has_vnni=True) == int8[::-1]  # type: ignore[arg-type]
+    assert choices("onnx", "int8", **both) == int8[:1]  # type: ignore[arg-type]
+    assert choices("auto", "fp32", **both) == FP32  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="no int8 graph.*python -m training quantize"):
+        choices("auto", "int8", cpu_has_bf16=False, openvino_installed=True)
 
 
 def test_an_engine_named_is_the_only_one_tried() -> None:
@@ -64,7 +75,7 @@ def test_an_engine_named_is_the_only_one_tried() -> None:
     assert choices("onnx", "auto", **both) == [Choice("onnx", "fp32")]
     assert choices("openvino", "auto", **both) == [Choice("openvino", "bf16"), Choice("openvino", "fp32")]
     assert choices("openvino", "fp32", **both) == [Choice("openvino", "fp32")]
-    assert choices("auto", "fp32", **both) == [Choice("onnx", "fp32")]
+    assert choices("auto", "fp32", **both) == FP32
 
 
 def test_a_gpu_build_of_onnx_runtime_goes_before_openvino_unless_that_was_named() -> None:

@@ -114,9 +114,10 @@ def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
 
 def test_the_description_lists_every_field_of_every_body(client: httpx.Client) -> None:
     options = {"truncate", "truncation_direction", "prompt_name", "input_type", "instruction"}
+    embed = {"inputs", "normalize", "dimensions", "encoding_format", "output_dtype", *options}
     wanted = {
-        "/embed": ({"inputs", "normalize", "dimensions", *options}, ["inputs"]),
-        "/": ({"inputs", "normalize", "dimensions", *options}, ["inputs"]),
+        "/embed": (embed, ["inputs"]),
+        "/": (embed, ["inputs"]),
         "/similarity": ({"inputs", "parameters"}, ["inputs"]),
         "/tokenize": ({"inputs", "add_special_tokens", "prompt_name", "input_type"}, ["inputs"]),
         "/decode": ({"ids", "skip_special_tokens"}, ["ids"]),

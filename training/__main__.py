@@ -1,4 +1,4 @@
-"""The command line of training: `python -m training pretrain | export | evaluate`.
+"""The command line of training: `python -m training pretrain | export | quantize | evaluate`.
 
 Heavy packages are imported inside the commands, so that --help answers at once and without torch.
 """
@@ -46,6 +46,7 @@ class EngineChoice(StrEnum):
 class PrecisionChoice(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 Data = Annotated[
@@ -98,6 +99,26 @@ def export(
             checkpoint, name=name, model_repo=out, weights=weights.value, version=version, max_bytes=max_bytes
         )
         typer.echo(exported.describe())
+
+
+@cli.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION).")],
+    data: Data = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help='In place of --data: JSON lines {"text", "lang"}, half of them held out.', show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write the next version: the same model, and graphs that compute in int8."""
+    with one_line_errors():
+        from training.int8 import quantize as run_quantization
+        from training.int8_texts import texts_of_data, texts_of_file
+
+        chosen = texts_of_data(data_folder(data)) if texts is None else texts_of_file(texts)
+        typer.echo(run_quantization(model, chosen).describe())
 
 
 @cli.command()

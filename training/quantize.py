@@ -27,8 +27,10 @@ INT8_MAX = 127
 GROUP = 32
 
 
-def quantize_weights(model: onnx.ModelProto, *, smallest: int = SMALLEST_QUANTISED_VALUES) -> list[str]:
-    """Replace the large tables and matrices of the graph in place. Returns the names of what was replaced."""
+def quantize_weights(
+    model: onnx.ModelProto, *, smallest: int = SMALLEST_QUANTISED_VALUES, matrices: bool = True
+) -> list[str]:
+    """Replace the large tables, and the matrices, of the graph in place. Returns the names of what was replaced."""
     graph = model.graph
     uses: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
@@ -45,7 +47,7 @@ def quantize_weights(model: onnx.ModelProto, *, smallest: int = SMALLEST_QUANTIS
             _store_table(graph, tensor)
             for node, _ in users:
                 added[id(node)] += _table_lookup(node, tensor.name)
-        elif users and all(node.op_type == "MatMul" and place == 1 for node, place in users):
+        elif matrices and users and all(node.op_type == "MatMul" and place == 1 for node, place in users):
             _store_matrix(graph, tensor)
             added[id(users[0][0])] += _unpacked_matrix(tensor.name)
             for node, place in users:
@@ -61,15 +63,17 @@ def quantize_weights(model: onnx.ModelProto, *, smallest: int = SMALLEST_QUANTIS
     return replaced
 
 
-def quantize_symmetric(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_symmetric(
+    values: NDArray[np.float32], axis: int, largest_byte: int = INT8_MAX
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to int8 with one scale for each slice: `axis` is the one that a scale is shared along.
 
-    values: [N, M].   Returns int8[N, M] and float32 scales, [N, 1] for axis 1 and [1, M] for axis 0; their product
-    differs from the values by half a scale at most. A slice of zeros has scale 1.
+    values: [N, M].   Returns int8[N, M], -largest_byte to largest_byte, and float32 scales, [N, 1] for axis 1 and
+    [1, M] for axis 0; their product differs from the values by half a scale at most. A slice of zeros has scale 1.
     """
     largest = np.abs(values).max(axis=axis, keepdims=True)
-    scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
-    return np.clip(np.rint(values / scales), -INT8_MAX, INT8_MAX).astype(np.int8), scales
+    scales = np.where(largest > 0, largest / largest_byte, 1).astype(np.float32)
+    return np.clip(np.rint(values / scales), -largest_byte, largest_byte).astype(np.int8), scales
 
 
 def _reads_rows(node: onnx.NodeProto, place: int) -> bool:

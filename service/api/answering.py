@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from service.api.reading import embedder_of
+from service.api.encoding import NUMBERS_A_SLICE
+from service.api.reading import embedder_of, header_of, turns_of
 from service.embedder import Answer, Ask, role_label
 from service.errors import InvalidInput, ranges
 
@@ -24,80 +23,114 @@ LANE_HEADER = "x-me5-lane"
 HEADER_CHARS_MAX = 1000
 
 T = TypeVar("T")
+Headers = list[tuple[bytes, bytes]]
 
 
 class ClientGone(Exception):
     """The client closed the connection; nobody reads the answer."""
 
 
+class Parts(Response):
+    """A response whose body is sent part by part, with headers that are bytes already."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview], headers: Headers, content_type: bytes) -> None:
+        self.status_code = 200
+        self.background = None
+        self.parts = parts
+        length = sum(map(len, parts))
+        self.raw_headers = [*headers, (b"content-length", b"%d" % length), (b"content-type", content_type)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = len(self.parts) - 1
+        for number, part in enumerate(self.parts):
+            await send({"type": "http.response.body", "body": part, "more_body": number < last})
+
+
 async def answer(request: Request, ask: Ask) -> Answer:
     """Embed, count what was done, and leave role and lane where the request's metrics find them."""
     embedder = embedder_of(request)
     found = await until_disconnect(request, embedder.embed(ask))
-    request.scope["me5"] = (role_label(found.roles), found.lane)
-    metrics = embedder.metrics
+    label = role_label(found.roles)
+    request.scope["me5"] = (label, found.lane)
     for role in set(found.roles):
         rows = [index for index, given in enumerate(found.roles) if given == role]
-        metrics.inputs.labels(role).inc(len(rows))
-        metrics.tokens.labels(role).inc(sum(found.tokens[index] for index in rows))
-    for index in found.truncated:
-        metrics.truncated_inputs.labels(found.roles[index]).inc()
+        cut = sum(found.roles[index] == role for index in found.truncated)
+        embedder.metrics.count_inputs(role, len(rows), sum(found.tokens[index] for index in rows), cut)
     return found
 
 
 async def until_disconnect(request: Request, work: Coroutine[None, None, T]) -> T:
     """The result of work, which is cancelled when the client goes: its texts then leave the queue."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        # The body is read to its end by now: the next message can only be the disconnect.
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        # Ours if the client went and nobody else wants this task to end.
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        for waiting in (task, gone):
-            if not waiting.done():
-                waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiting
+        watcher.cancel()
 
 
-def headers_of(request: Request, found: Answer) -> dict[str, str]:
+def headers_of(request: Request, found: Answer) -> Headers:
     """TEI's timing headers (milliseconds), and what this server adds: role, lane, and which inputs were cut."""
     engine = embedder_of(request).engine
     total_ms = _ms(time.monotonic() - request.scope["me5_started"])
-    headers = {
-        "x-compute-type": f"{engine.device}+{engine.name}-{engine.precision}" if engine else "",
-        "x-compute-time": total_ms,
-        "x-total-time": total_ms,
-        "x-compute-characters": str(found.characters),
-        "x-compute-tokens": str(sum(found.tokens)),
-        "x-tokenization-time": _ms(found.tokenize_s),
-        "x-queue-time": _ms(found.queue_s),
-        "x-inference-time": _ms(found.engine_s),
-        "x-me5-role": role_label(found.roles),
-        "x-me5-lane": found.lane,
-        "x-me5-truncated": str(len(found.truncated)),
-    }
+    headers = [
+        (b"x-compute-type", f"{engine.device}+{engine.name}-{engine.precision}".encode("latin-1") if engine else b""),
+        (b"x-compute-time", total_ms),
+        (b"x-total-time", total_ms),
+        (b"x-compute-characters", b"%d" % found.characters),
+        (b"x-compute-tokens", b"%d" % sum(found.tokens)),
+        (b"x-tokenization-time", _ms(found.tokenize_s)),
+        (b"x-queue-time", _ms(found.queue_s)),
+        (b"x-inference-time", _ms(found.engine_s)),
+        (b"x-me5-role", role_label(found.roles).encode("ascii")),
+        (b"x-me5-lane", found.lane.encode("ascii")),
+        (b"x-me5-truncated", b"%d" % len(found.truncated)),
+    ]
     if found.truncated:
-        headers["x-me5-truncated-inputs"] = _header_list(ranges(found.truncated))
+        headers.append((b"x-me5-truncated-inputs", _header_list(ranges(found.truncated)).encode("ascii")))
     return headers
 
 
-def json_response(content: object, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+async def respond(
+    request: Request,
+    found: Answer,
+    parts: Iterator[bytes | memoryview] | Iterator[bytes],
+    content_type: bytes = b"application/json",
+    extra: Sequence[tuple[bytes, bytes]] = (),
+) -> Response:
+    """The parts of an answer, each written in a turn of its own where there are many."""
+    large = found.vectors.size > NUMBERS_A_SLICE
+    body: Sequence[bytes | memoryview] = await turns_of(request).collect(parts) if large else [b"".join(parts)]
+    return Parts(body, [*headers_of(request, found), *extra], content_type)
+
+
+def json_response(content: object, headers: Headers | None = None, status: int = 200) -> Response:
     """JSON by orjson: NumPy arrays are written straight from their memory."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
-
-
-def rows_of(vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The rows of [N, D], each contiguous, as orjson needs them."""
-    return list(np.ascontiguousarray(vectors))
+    response = Parts([orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)], headers or [], b"application/json")
+    response.status_code = status
+    return response
 
 
 def timeout_s_of(request: Request) -> float | None:
     """The deadline a client asked for by header, in seconds."""
-    given = request.headers.get(TIMEOUT_HEADER)
+    given = header_of(request, TIMEOUT_HEADER.encode("ascii"))
     if given is None:
         return None
     try:
@@ -109,12 +142,6 @@ def timeout_s_of(request: Request) -> float | None:
     return timeout_ms / 1000
 
 
-async def _disconnected(request: Request) -> None:
-    # The body is read to its end by now: the next message can only be the disconnect.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _header_list(text: str) -> str:
     """A comma-separated list short enough for a header; "..." says that it goes on (proxies refuse long ones)."""
     if len(text) <= HEADER_CHARS_MAX:
@@ -122,5 +149,5 @@ def _header_list(text: str) -> str:
     return text[:HEADER_CHARS_MAX].rpartition(",")[0] + ",..."
 
 
-def _ms(seconds: float) -> str:
-    return str(round(seconds * 1000))
+def _ms(seconds: float) -> bytes:
+    return b"%d" % round(seconds * 1000)

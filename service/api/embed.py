@@ -5,19 +5,21 @@ Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+import orjson
 from fastapi import APIRouter
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from tokenizers import Encoding
 
 from service import __version__
-from service.api.answering import LANE_HEADER, answer, headers_of, json_response, timeout_s_of
-from service.api.reading import Body, embedder_of, parse_inputs, parse_texts, read
-from service.api.schema import schema_of
+from service.api.answering import LANE_HEADER, Parts, answer, headers_of, json_response, respond, timeout_s_of
+from service.api.encoding import Dtype, Format, convert, int8_scale, json_list, raw
+from service.api.reading import Body, client_of, embedder_of, header_of, parse_inputs_in_turns, parse_texts, read
+from service.api.schema import TEI_ERROR, errors_of, schema_of
 from service.batching import LANES, Lane
 from service.embedder import Ask, Embedder
 from service.errors import InvalidInput, name_inputs
@@ -28,6 +30,7 @@ router = APIRouter()
 
 # /tokenize never cuts, and answers some 300 bytes a token: ten megabytes of text would take gigabytes.
 TOKENIZE_CHARS_MAX = 100_000
+TOKENS_A_SLICE = 4096
 
 INPUTS_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
@@ -39,12 +42,12 @@ INPUTS_SCHEMA = {
     "examples": [["query: how tall is the Fernsehturm?", "passage: Der Fernsehturm ist 368 Meter hoch."]],
 }
 # Checked by hand: a validator that reports every one of a million wrong elements is a way to fill the memory.
-Inputs = Annotated[JsonValue, WithJsonSchema(INPUTS_SCHEMA)]
+Inputs = Annotated[object, WithJsonSchema(INPUTS_SCHEMA)]
 Texts = Annotated[
-    JsonValue, WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+    object, WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 ]
 Ids = Annotated[
-    JsonValue,
+    object,
     WithJsonSchema(
         {"type": "array", "items": {"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}}
     ),
@@ -71,6 +74,14 @@ class EmbedBody(Options):
     inputs: Inputs
     normalize: bool = True
     dimensions: int | None = None
+    encoding_format: Format | None = Field(
+        default="float", description="base64: of each row's bytes, little-endian, in the output_dtype"
+    )
+    output_dtype: Dtype | None = Field(
+        default="float32",
+        description="int8: round(component × scale), the scale in the header x-me5-scale and in /info; "
+        "for vectors of length one",
+    )
 
 
 class SimilarityInputs(Body):
@@ -103,59 +114,104 @@ class DecodeBody(Body):
     skip_special_tokens: bool = True
 
 
-@router.post("/embed", openapi_extra=schema_of(EmbedBody), summary="Texts to vectors")
-@router.post("/", openapi_extra=schema_of(EmbedBody), summary="The same as /embed")
+EMBED_SCHEMA = schema_of(EmbedBody)
+OCTETS = "application/octet-stream"
+_ROW_SCHEMAS = [{"type": "array", "items": {"type": "number"}}, {"type": "string", "contentEncoding": "base64"}]
+ERROR_RESPONSES = errors_of(TEI_ERROR)
+EMBED_RESPONSES: dict[int | str, dict[str, object]] = {
+    **ERROR_RESPONSES,
+    200: {
+        "description": "The vectors, in the order of the inputs.",
+        "headers": {
+            "x-me5-scale": {
+                "description": "int8 only: divide by it to get the components",
+                "schema": {"type": "number"},
+            },
+            "x-me5-shape": {"description": "octet-stream only: rows,dimensions", "schema": {"type": "string"}},
+            "x-me5-dtype": {
+                "description": "octet-stream only: the components' type",
+                "schema": {"type": "string", "enum": list(get_args(Dtype))},
+            },
+        },
+        "content": {
+            "application/json": {"schema": {"type": "array", "items": {"oneOf": _ROW_SCHEMAS}}},
+            OCTETS: {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+
+
+@router.post("/embed", openapi_extra=EMBED_SCHEMA, responses=EMBED_RESPONSES, summary="Texts to vectors")
+@router.post("/", openapi_extra=EMBED_SCHEMA, responses=EMBED_RESPONSES, summary="The same as /embed")
 async def embed(request: Request) -> Response:
-    """A list of vectors, one per input, in order; always a list of lists."""
+    """A list of vectors, one per input, in order; always a list of lists, or of base64 texts.
+
+    With `accept: application/octet-stream` the body is the vectors alone, row by row, little-endian.
+    """
     body = await read(request, EmbedBody)
-    found = await answer(
-        request,
-        ask_of(
-            request, parse_inputs(body.inputs, "inputs", _max_inputs(request)), body, body.normalize, body.dimensions
-        ),
-    )
-    return json_response(found.vectors, headers_of(request, found))
+    dtype = body.output_dtype or "float32"
+    if dtype == "int8" and not body.normalize:
+        raise InvalidInput(
+            "`output_dtype` int8 is for vectors of length one; leave `normalize` out, or ask for float16 or float32"
+        )
+    inputs = await parse_inputs_in_turns(request, body.inputs, "inputs")
+    found = await answer(request, ask_of(request, inputs, body, body.normalize, body.dimensions))
+    scale = _int8_scale(embedder_of(request), body.dimensions) if dtype == "int8" else 1.0
+    vectors = convert(found.vectors, dtype, scale)
+    extra = [(b"x-me5-scale", repr(scale).encode("ascii"))] if dtype == "int8" else []
+    if not _wants_bytes(request):
+        return await respond(request, found, json_list(vectors, body.encoding_format or "float"), extra=extra)
+    extra += [(b"x-me5-shape", b"%d,%d" % vectors.shape), (b"x-me5-dtype", dtype.encode("ascii"))]
+    return await respond(request, found, raw(vectors), OCTETS.encode("ascii"), extra)
 
 
-@router.post("/similarity", openapi_extra=schema_of(SimilarityBody), summary="One text against others")
+@router.post(
+    "/similarity", openapi_extra=schema_of(SimilarityBody), responses=ERROR_RESPONSES, summary="One text against others"
+)
 async def similarity(request: Request) -> Response:
     """The cosine of the source sentence with each of the sentences."""
     body = await read(request, SimilarityBody)
     source = parse_texts(body.inputs.source_sentence, "inputs.source_sentence", 1)
-    sentences = parse_texts(body.inputs.sentences, "inputs.sentences", _max_inputs(request))
+    sentences = parse_texts(body.inputs.sentences, "inputs.sentences", embedder_of(request).settings.max_inputs)
     found = await answer(request, ask_of(request, [*source, *sentences], body.parameters or Options()))
     return json_response(found.vectors[1:] @ found.vectors[0], headers_of(request, found))
 
 
-@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody), summary="Texts to tokens")
+@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody), responses=ERROR_RESPONSES, summary="Texts to tokens")
 async def tokenize(request: Request) -> Response:
     """Every token of each text, prompt included, never cut; start and stop are bytes of the prompted text."""
     body = await read(request, TokenizeBody)
     embedder = embedder_of(request)
-    texts = parse_texts(body.inputs, "inputs", _max_inputs(request), empty=True)
+    texts = parse_texts(body.inputs, "inputs", embedder.settings.max_inputs, empty=True)
     ask = ask_of(request, [*texts], Options(prompt_name=body.prompt_name, input_type=body.input_type))
     if (characters := sum(map(len, texts))) > TOKENIZE_CHARS_MAX:
         raise InvalidInput(f"{characters} characters > {TOKENIZE_CHARS_MAX} a request; split the request")
     prompted, special = embedder.prompted(ask), body.add_special_tokens
-    return await embedder.beside_the_loop(lambda: json_response(_tokenize(embedder, prompted, special)))
+    parts = await embedder.beside_the_loop(lambda: _tokens_json(embedder, prompted, special))
+    return Parts(parts, [], b"application/json")
 
 
-@router.post("/decode", openapi_extra=schema_of(DecodeBody), summary="Token ids to texts")
+@router.post("/decode", openapi_extra=schema_of(DecodeBody), responses=ERROR_RESPONSES, summary="Token ids to texts")
 async def decode(request: Request) -> Response:
     """One text for each list of ids."""
     body = await read(request, DecodeBody)
     embedder = embedder_of(request)
     tokenizer, skip = embedder.model.tokenizer, body.skip_special_tokens
-    rows = parse_inputs(body.ids, "ids", _max_inputs(request), empty=True)
+    rows = await parse_inputs_in_turns(request, body.ids, "ids", empty=True)
     wrong = [index for index, row in enumerate(rows) if isinstance(row, str)]
     if wrong:
         raise InvalidInput(f"`ids` must hold token ids; {name_inputs(wrong)} is a text")
     ids = [row for row in rows if isinstance(row, list)]
     if (count := sum(map(len, ids))) > TOKENIZE_CHARS_MAX:
         raise InvalidInput(f"{count} token ids > {TOKENIZE_CHARS_MAX} a request; split the request")
-    for index, row in enumerate(ids):
-        take_ids(row, len(row), tokenizer.get_vocab_size(), index=index)
-    return await embedder.beside_the_loop(lambda: json_response(tokenizer.decode_batch(ids, skip_special_tokens=skip)))
+
+    def texts() -> list[str]:
+        for index, row in enumerate(ids):
+            take_ids(row, len(row), tokenizer.get_vocab_size(), index=index)
+        found: list[str] = tokenizer.decode_batch(ids, skip_special_tokens=skip)
+        return found
+
+    return json_response(await embedder.beside_the_loop(texts))
 
 
 @router.get("/info", summary="The model and the limits")
@@ -186,6 +242,8 @@ async def info(request: Request) -> Response:
             "model_version": embedder.model.version,
             "model_source": spec.source,
             "dimension": spec.dimension,
+            "output_dtypes": list(get_args(Dtype)),
+            "int8_scale": _int8_scale(embedder),
             "weights": spec.weights,
             "engine": about["engine"],
             "precision": about["precision"],
@@ -230,15 +288,25 @@ def ask_of(
         dimensions=dimensions,
         lane=_lane_of(request),
         timeout_s=timeout_s_of(request),
+        client=client_of(request),
     )
 
 
-def _max_inputs(request: Request) -> int:
-    return embedder_of(request).settings.max_inputs
+def _int8_scale(embedder: Embedder, dimensions: int | None = None) -> float:
+    return int8_scale(np.stack([item.vector for item in embedder.model.golden.items]), dimensions)
+
+
+def _wants_bytes(request: Request) -> bool:
+    """Whether the first type the client accepts, of those there are, is plain bytes."""
+    for name in (header_of(request, b"accept") or "").split(","):
+        media_type = name.partition(";")[0].strip().lower()
+        if media_type in (OCTETS, "application/json"):
+            return media_type == OCTETS
+    return False
 
 
 def _lane_of(request: Request) -> Lane | None:
-    given = request.headers.get(LANE_HEADER)
+    given = header_of(request, LANE_HEADER.encode("ascii"))
     if given is None:
         return None
     for lane in LANES:
@@ -247,9 +315,18 @@ def _lane_of(request: Request) -> Lane | None:
     raise InvalidInput(f"{LANE_HEADER} is {given[:40]!r}; use one of {', '.join(LANES)}")
 
 
-def _tokenize(embedder: Embedder, texts: list[PromptedText], special: bool) -> list[list[dict[str, object]]]:
+def _tokens_json(embedder: Embedder, texts: list[PromptedText], special: bool) -> list[bytes]:
+    """A list of tokens for each text, as JSON in parts: one call for all would let no other Python run meanwhile."""
+    parts: list[bytes] = []
     encodings = embedder.model.tokenizer.encode_batch([item.text for item in texts], add_special_tokens=special)
-    return [_tokens_of(encoding, item.text) for encoding, item in zip(encodings, texts, strict=True)]
+    for number, (encoding, item) in enumerate(zip(encodings, texts, strict=True)):
+        parts.append(b",[" if number else b"[[")
+        tokens = _tokens_of(encoding, item.text)
+        for start in range(0, len(tokens), TOKENS_A_SLICE):
+            piece = orjson.dumps(tokens[start : start + TOKENS_A_SLICE])[1:-1]
+            parts.append(b"," + piece if start else piece)
+        parts.append(b"]")
+    return [b"".join(parts[start : start + 64]) for start in range(0, len(parts), 64)] + [b"]"]
 
 
 def _tokens_of(encoding: Encoding, text: str) -> list[dict[str, object]]:

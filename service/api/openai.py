@@ -6,7 +6,6 @@ otherwise).
 
 from __future__ import annotations
 
-import base64
 from typing import Literal
 
 from fastapi import APIRouter
@@ -14,10 +13,11 @@ from pydantic import ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.answering import answer, headers_of, json_response, rows_of
+from service.api.answering import answer, json_response, respond
 from service.api.embed import Inputs, Options, ask_of
-from service.api.reading import embedder_of, parse_inputs, read
-from service.api.schema import schema_of
+from service.api.encoding import convert, openai_list
+from service.api.reading import embedder_of, parse_inputs_in_turns, read
+from service.api.schema import OPENAI_ERROR, errors_of, schema_of
 from service.errors import MalformedRequest, NotFound, name_inputs
 from service.recipe.prompts import Role
 
@@ -36,12 +36,17 @@ class EmbeddingsBody(Options):
     normalize: bool = True
 
 
-@router.post("/embeddings", openapi_extra=schema_of(EmbeddingsBody), summary="OpenAI's embeddings")
+@router.post(
+    "/embeddings",
+    openapi_extra=schema_of(EmbeddingsBody),
+    responses=errors_of(OPENAI_ERROR),
+    summary="OpenAI's embeddings",
+)
 async def embeddings(request: Request) -> Response:
     """OpenAI's list of embeddings. A `-query` or `-passage` suffix on the model's name sets the role."""
     body = await read(request, EmbeddingsBody)
     embedder = embedder_of(request)
-    inputs = parse_inputs(body.input, "input", embedder.settings.max_inputs)
+    inputs = await parse_inputs_in_turns(request, body.input, "input")
     foreign = [index for index, item in enumerate(inputs) if not isinstance(item, str)]
     if foreign:
         # LangChain sends ids of OpenAI's own vocabulary by default; embedding them would give nonsense in silence.
@@ -54,19 +59,10 @@ async def embeddings(request: Request) -> Response:
     if name and name != embedder.model.spec.name:
         embedder.metrics.foreign_model_names.inc()
     found = await answer(request, ask_of(request, inputs, body, body.normalize, body.dimensions, default_role=role))
-    rows: list[object] = [*rows_of(found.vectors)]
-    if body.encoding_format == "base64":
-        rows = [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in found.vectors]
-    used = sum(found.tokens)
-    return json_response(
-        {
-            "object": "list",
-            "data": [{"object": "embedding", "embedding": row, "index": index} for index, row in enumerate(rows)],
-            "model": embedder.model.spec.name,
-            "usage": {"prompt_tokens": used, "total_tokens": used},
-        },
-        headers_of(request, found),
+    pieces = openai_list(
+        convert(found.vectors, "float32"), body.encoding_format or "float", embedder.model.spec.name, sum(found.tokens)
     )
+    return await respond(request, found, pieces)
 
 
 @router.get("/models", summary="The model served, once per role")
@@ -76,7 +72,7 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": [_card(name + suffix) for suffix in ("", "-query", "-passage")]})
 
 
-@router.get("/models/{model}", summary="One model")
+@router.get("/models/{model}", responses=errors_of(OPENAI_ERROR, [404]), summary="One model")
 async def model(request: Request, model: str) -> Response:
     """The served model under any of its names."""
     name, _ = split_model_name(model)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from service.api.answering import json_response
 from service.api.reading import embedder_of
+from service.api.schema import TEI_ERROR, errors_of
 
 router = APIRouter()
 
@@ -19,7 +22,11 @@ async def livez() -> Response:
     return json_response({"status": "alive"})
 
 
-@router.get("/readyz", summary="Whether requests are answered")
+@router.get(
+    "/readyz",
+    responses={503: {"description": "Not ready; the reason is in the body."}},
+    summary="Whether requests are answered",
+)
 async def readyz(request: Request) -> Response:
     """200, or 503 with the reason."""
     reason = embedder_of(request).not_ready()
@@ -28,9 +35,9 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "not ready", "reason": reason}, status=503)
 
 
-@router.get("/health", summary="TEI's probe")
+@router.get("/health", responses=errors_of(TEI_ERROR, [503]), response_class=Response, summary="TEI's probe")
 @router.get("/ping", include_in_schema=False)
-@router.get("/", include_in_schema=False)
+@router.get("/", responses=errors_of(TEI_ERROR, [503]), response_class=Response, summary="The same as /health")
 async def health(request: Request) -> Response:
     """200 and an empty body, or 503 as TEI words it."""
     if embedder_of(request).not_ready() is None:
@@ -38,9 +45,10 @@ async def health(request: Request) -> Response:
     return json_response({"error": "unhealthy", "error_type": "Unhealthy"}, status=503)
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
     """The text format of Prometheus."""
     embedder = embedder_of(request)
     embedder.metrics.ready.set(embedder.not_ready() is None)
+    embedder.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
     return Response(generate_latest(embedder.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Iterator
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
 
+from service.api.intake import Intake
+from service.api.large_json import PIECE_BYTES, parse_large, parse_small
+from service.api.turns import Turns
 from service.embedder import Embedder
 from service.errors import (
     BodyTooLarge,
@@ -19,8 +24,13 @@ from service.errors import (
     name_inputs,
 )
 
-# A client that sends slower than this is cut off; ten megabytes take a second on any real network.
-BODY_TIMEOUT_S = 30.0
+# What a body may lag behind: after this time it has to come at this rate. Half-sent bodies are given up soon, and the
+# largest one still has all of ME5_BODY_TIMEOUT_S.
+BODY_GRACE_S = 5.0
+BODY_BYTES_PER_S = 64 * 1024
+
+# Ids that are looked at in one turn of the event loop.
+IDS_A_TURN = 20_000
 
 
 class Body(BaseModel):
@@ -38,12 +48,43 @@ def embedder_of(request: Request) -> Embedder:
     return embedder
 
 
+def turns_of(request: Request) -> Turns:
+    """Where the app's long work lines up."""
+    turns: Turns = request.app.state.turns
+    return turns
+
+
+def header_of(request: Request, name: bytes) -> str | None:
+    """A header by its lower-case name, the first where it is given twice."""
+    headers: dict[bytes, bytes] | None = request.scope.get("me5_headers")
+    if headers is None:
+        # Once a request: each look into the list of headers would walk and decode it.
+        headers = request.scope["me5_headers"] = dict(reversed(request.scope["headers"]))
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def client_of(request: Request) -> str:
+    """Who asks: a short hash of the key it gives, so that no key is kept, else the address it comes from."""
+    given = header_of(request, b"authorization")
+    if given:
+        kind, _, key = given.partition(" ")
+        secret = key.strip() if kind.lower() == "bearer" else given
+        return hashlib.sha256(secret.encode("latin-1", "replace")).hexdigest()[:16]
+    return request.client.host if request.client else ""
+
+
 async def read(request: Request, shape: type[B]) -> B:
     """The request's body as the shape asked for."""
     embedder = embedder_of(request)
-    body = await _read_bytes(request, embedder.settings.max_body_bytes)
+    body = await _read_bytes(request)
+    value = (
+        parse_small(body)
+        if len(body) <= PIECE_BYTES
+        else await parse_large(body, turns_of(request), embedder.settings.max_inputs)
+    )
     try:
-        parsed = shape.model_validate_json(body)
+        parsed = shape.model_validate(value)
     except ValidationError as error:
         raise _explain(error, shape) from error
     if unknown := _unknown_fields(parsed):
@@ -53,7 +94,7 @@ async def read(request: Request, shape: type[B]) -> B:
     return parsed
 
 
-def parse_texts(value: JsonValue, name: str, max_inputs: int, *, empty: bool = False) -> list[str]:
+def parse_texts(value: object, name: str, max_inputs: int, *, empty: bool = False) -> list[str]:
     """One text or a list of texts."""
     found = parse_inputs(value, name, max_inputs, empty=empty)
     wrong = [index for index, item in enumerate(found) if not isinstance(item, str)]
@@ -62,86 +103,133 @@ def parse_texts(value: JsonValue, name: str, max_inputs: int, *, empty: bool = F
     return [item for item in found if isinstance(item, str)]
 
 
-def parse_inputs(value: JsonValue, name: str, max_inputs: int, *, empty: bool = False) -> list[str | list[int]]:
+def parse_inputs(value: object, name: str, max_inputs: int, *, empty: bool = False) -> list[str | list[int]]:
     """TEI's four forms of inputs: a text, a list of ids, and lists of texts or of lists of ids, mixed or not.
 
     empty: whether an input may be empty; the list itself never may.
     """
+    found: list[str | list[int]] = []
+    for part in _input_parts(value, name, max_inputs, empty):
+        found += part
+    return found
+
+
+async def parse_inputs_in_turns(
+    request: Request, value: object, name: str, *, empty: bool = False
+) -> list[str | list[int]]:
+    """parse_inputs, for a list of any length: a million ids are looked at without holding the event loop up."""
+    max_inputs = embedder_of(request).settings.max_inputs
+    rows = value[:max_inputs] if isinstance(value, list) else []
+    if sum(len(row) for row in rows if isinstance(row, list)) <= IDS_A_TURN:
+        return parse_inputs(value, name, max_inputs, empty=empty)
+    parts = await turns_of(request).collect(_input_parts(value, name, max_inputs, empty))
+    return [item for part in parts for item in part]
+
+
+def _input_parts(value: object, name: str, max_inputs: int, empty: bool) -> Iterator[list[str | list[int]]]:
+    """The inputs in parts of about IDS_A_TURN ids."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
         raise InvalidInput(f"`{name}` must be a text or a list of texts, not {_kind(value)}")
     if not value:
         raise EmptyInput(f"`{name}` cannot be empty")
-    if all(_is_id(item) for item in value):
+    if _are_ids(value):
         value = [value]
     if len(value) > max_inputs:
         raise InvalidInput(
             f"batch size {len(value)} > maximum allowed batch size {max_inputs}; split the request, "
             "or raise ME5_MAX_INPUTS"
         )
-    found: list[str | list[int]] = []
-    wrong: list[tuple[int, JsonValue]] = []
+    wrong: list[tuple[int, object]] = []
+    blank: list[int] = []
+    part: list[str | list[int]] = []
+    ids = 0
     for index, item in enumerate(value):
         if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, list) and all(_is_id(part) for part in item):
-            found.append([part for part in item if isinstance(part, int)])
+            part.append(item)
+        elif isinstance(item, list) and _are_ids(item):
+            part.append(item)
+            ids += len(item)
         else:
             wrong.append((index, item))
+        if not item and (isinstance(item, str | list)):
+            blank.append(index)
+        if ids > IDS_A_TURN:
+            yield part
+            part, ids = [], 0
     if wrong:
         raise InvalidInput(
             f"`{name}` must hold texts or lists of token ids; {name_inputs([index for index, _ in wrong])} "
             f"{'is' if len(wrong) == 1 else 'are not: the first is'} {_kind(wrong[0][1])}"
         )
-    blank = [index for index, item in enumerate(found) if not item]
     if blank and not empty:
-        where = "" if len(found) == 1 else f" ({name_inputs(blank)})"
+        where = "" if len(value) == 1 else f" ({name_inputs(blank)})"
         raise EmptyInput(f"`{name}` cannot be empty{where}")
-    return found
+    yield part
 
 
-async def _read_bytes(request: Request, limit_bytes: int) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
+async def _read_bytes(request: Request) -> bytearray:
+    """The whole body, or BodyTooLarge, RequestTimeout, Overloaded, or why it can't be read."""
+    settings = embedder_of(request).settings
+    limit_bytes = settings.max_body_bytes
+    encoding = (header_of(request, b"content-encoding") or "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType(f"a body with content-encoding {encoding[:40]!r} is not read; send plain JSON")
-    declared = request.headers.get("content-length", "")
+    intake: Intake = request.app.state.intake
+    declared = header_of(request, b"content-length") or ""
     too_large = declared.isdecimal() and int(declared) > limit_bytes
-    chunks: list[bytes] = []
+    # A bytearray grows in place; to join ten megabytes of chunks would hold the event loop for some milliseconds.
+    body = bytearray()
     size = 0
+    started = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
+        async with asyncio.timeout(min(BODY_GRACE_S, settings.body_timeout_s)) as patience:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise MalformedRequest("the connection closed before the body was complete")
+                chunk: bytes = message.get("body", b"")
                 size += len(chunk)
                 # What is over the limit is read and dropped: a client that is still sending when the connection
                 # closes sees a broken pipe in place of the answer that says why.
                 if not too_large and size <= limit_bytes:
-                    chunks.append(chunk)
+                    intake.take(request.scope, len(chunk))
+                    body += chunk
                 elif size > 8 * limit_bytes:
                     break
+                if not message.get("more_body", False):
+                    break
+                patience.reschedule(started + min(BODY_GRACE_S + size / BODY_BYTES_PER_S, settings.body_timeout_s))
     except TimeoutError as error:
-        raise RequestTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s ({size} bytes did)") from error
-    except ClientDisconnect as error:
-        raise MalformedRequest("the connection closed before the body was complete") from error
+        raise RequestTimeout(
+            f"the body did not arrive in time: {size} bytes in {asyncio.get_running_loop().time() - started:.1f} s; "
+            f"send it faster than {BODY_BYTES_PER_S} bytes/s and within {settings.body_timeout_s:g} s "
+            "(ME5_BODY_TIMEOUT_S)"
+        ) from error
     if too_large or size > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    return b"".join(chunks)
+    return body
 
 
-def _explain(error: ValidationError, shape: type[Body]) -> MalformedRequest | InvalidInput:
+def _explain(error: ValidationError, shape: type[Body]) -> InvalidInput:
     items = error.errors(include_url=False, include_context=False)
-    first = items[0]
-    if first["type"] == "json_invalid":
-        return MalformedRequest(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    if not first["loc"]:
+    if not items[0]["loc"]:
         needed = [name for name, field in shape.model_fields.items() if field.is_required()]
         return InvalidInput(f"the body must be a JSON object with {', '.join(needed)}")
     parts = []
     for item in items[:20]:
         field = ".".join(map(str, item["loc"]))
-        given = "" if item["type"] == "missing" else f", given: {str(item['input'])[:80]!r}"
+        given = "" if item["type"] == "missing" else f", given: {_shown(item['input'])}"
         parts.append(f"`{field}`: {item['msg'][:1].lower()}{item['msg'][1:]}{given}")
     return InvalidInput("; ".join(parts))
+
+
+def _shown(value: object) -> str:
+    """A wrong value, short; a large one is not written out for the sake of its first few signs."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return repr(str(value)[:80])
 
 
 def _unknown_fields(body: Body) -> int:
@@ -149,10 +237,11 @@ def _unknown_fields(body: Body) -> int:
     return len(body.model_extra or ()) + sum(_unknown_fields(part) for part in nested if isinstance(part, Body))
 
 
-def _is_id(value: JsonValue) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _are_ids(values: list[object]) -> bool:
+    """Whether all are whole numbers; booleans are none, though Python counts with them."""
+    return set(map(type, values)) <= {int}
 
 
-def _kind(value: JsonValue) -> str:
+def _kind(value: object) -> str:
     kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
     return kinds.get(type(value), "a list of mixed values" if isinstance(value, list) else "a text")

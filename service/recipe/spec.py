@@ -15,6 +15,13 @@ SPEC_FILE = "spec.json"
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 GOLDEN_FILE = "golden.json"
+# Graphs that compute in int8, where the version has them; each engine is fast on its own kind.
+INT8_FILES: dict[Literal["onnx", "openvino"], str] = {
+    "onnx": "model_int8.onnx",
+    "openvino": "model_int8_openvino.onnx",
+}
+# What the int8 graphs lost against fp32, by language.
+INT8_REPORT_FILE = "int8.json"
 
 FORMAT = 1
 
@@ -42,6 +49,11 @@ class ModelSpec:
     raw_output: str | None = None
     weights: Literal["float32", "int8"] = "float32"
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def int8_engines(self) -> list[Literal["onnx", "openvino"]]:
+        """The engines for which this version has an int8 graph."""
+        return [engine for engine, name in INT8_FILES.items() if name in self.files]
 
 
 # XLM-R numbers positions from pad_id + 1, so its 514 position rows hold 512 tokens. mE5-small is a BertModel with 512
@@ -103,6 +115,18 @@ def load_spec(folder: Path, *, verify: bool = True) -> ModelSpec:
     if verify:
         verify_files(folder, spec)
     return spec
+
+
+def graph_file(folder: Path, spec: ModelSpec, engine: Literal["onnx", "openvino"], precision: str) -> Path:
+    """The graph that an engine opens for a precision. Raises ModelFileError where there is none for int8."""
+    if precision != "int8":
+        return folder / MODEL_FILE
+    path = folder / INT8_FILES[engine]
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path} is missing; make it by `python -m training quantize {spec.name}`, or set ME5_PRECISION=fp32"
+        )
+    return path
 
 
 def verify_files(folder: Path, spec: ModelSpec) -> None:

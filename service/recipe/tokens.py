@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from service.errors import InvalidInput, ModelFileError
+from service.errors import InvalidInput, ModelFileError, name_inputs
 from service.recipe.prompts import PromptedText
 
 Direction = Literal["right", "left"]
@@ -70,10 +70,19 @@ def tokenize(
     """Token ids of each text, cut at max_tokens with prompt and special tokens counted.
 
     direction says at which end the text loses tokens; the prompt and the closing token always stay.
+    Raises InvalidInput for texts that are no Unicode.
     """
     limit_chars = max_tokens * CHARS_PER_TOKEN_MAX
     shortened = [_shorten(item, limit_chars, direction) for item in texts]
-    encodings = tokenizer.encode_batch([text for text, _ in shortened])
+    try:
+        encodings = tokenizer.encode_batch([text for text, _ in shortened])
+    except TypeError as error:
+        wrong = [
+            index for index, (text, _) in enumerate(shortened) if any("\ud800" <= char <= "\udfff" for char in text)
+        ]
+        raise InvalidInput(
+            f"{name_inputs(wrong)}: half of a surrogate pair can't be tokenised; send the text as UTF-8"
+        ) from error
     return [
         _cut(encoding, item.prompt_chars, max_tokens, direction, was_cut)
         for encoding, item, (_, was_cut) in zip(encodings, texts, shortened, strict=True)

@@ -1,0 +1,196 @@
+"""The gateway's side of the engine's process: start it, hand it batches, notice its end.
+
+A process of its own, because native code fails in ways that no `except` sees: it crashes, hangs, or is killed for the
+memory it took. The gateway outlives all three, answers who waited, and starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import errors
+from service.batching import LANES, Lane
+from service.engine import EngineConfig
+from service.engine_worker import ANSWER, ERROR_BYTES_MAX, REQUEST, UNIT, WIDE
+from service.errors import EngineFailed, EngineLost, ModelFileError, StartupError
+from service.recipe.golden import Precision
+
+log = logging.getLogger("me5.engine_process")
+
+WORKER = (sys.executable, "-m", "service.engine_worker")
+
+# A model of two gigabytes is read and compiled in far less.
+OPEN_TIMEOUT_S = 300.0
+# Killed processes go at once; one in an uninterruptible read of a dead disk does not, and is not waited for.
+END_TIMEOUT_S = 5.0
+# Holds the vectors of any batch of short texts, so that a slot is not kept waiting for the event loop.
+BUFFER_BYTES = 1 << 20
+
+
+class EngineProcess:
+    """An EngineHost: one child process with `streams` slots for each lane."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        slots: dict[Lane, list[socket.socket]],
+        *,
+        config: EngineConfig,
+        dimension: int,
+    ) -> None:
+        self.name: str = config.engine
+        self.precision: Precision = config.precision
+        self.device: str = config.device
+        self.streams = config.streams
+        self.pid = process.pid
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._process = process
+        self._control = control
+        self._free = {lane: list(found) for lane, found in slots.items()}
+        self._slots = [slot for found in slots.values() for slot in found]
+        self._dimension = dimension
+        self._killed_for: str | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, config: EngineConfig, *, dimension: int, command: Sequence[str] = WORKER) -> EngineProcess:
+        """Start the process and wait until its engines are open.
+
+        Raises ModelFileError or SettingsError as the engine does, and EngineLost where the process ends or hangs.
+        """
+        ours, theirs = socket.socketpair()
+        slots: dict[Lane, list[socket.socket]] = {lane: [] for lane in LANES}
+        descriptors, arguments = [theirs], [str(theirs.fileno())]
+        for lane in LANES:
+            for _ in range(config.streams):
+                here, there = socket.socketpair()
+                for end in (here, there):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+                here.setblocking(False)
+                slots[lane].append(here)
+                descriptors.append(there)
+                arguments.append(f"{there.fileno()}{lane[0]}")
+        ours.setblocking(False)
+        fds = [end.fileno() for end in descriptors]
+        try:
+            # Not in a thread of a pool: the process ends with the thread that started it.
+            process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=fds)
+        except OSError as error:
+            raise EngineLost(f"the engine's process can't be started: {error}") from error
+        finally:
+            for end in descriptors:
+                end.close()
+        host = cls(process, ours, slots, config=config, dimension=dimension)
+        try:
+            await host._begin(config)
+        except BaseException:
+            host.kill("it did not open")
+            await host.close()
+            raise
+        return host
+
+    async def run(
+        self, rows: Sequence[NDArray[np.int32]], *, lane: Lane, unit: bool = True, wide: bool = False
+    ) -> NDArray[np.float32]:
+        """As EngineHost says."""
+        loop = asyncio.get_running_loop()
+        slot = self._free[lane].pop()
+        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+        flags = (UNIT if unit else 0) | (WIDE if wide else 0)
+        frame = b"".join(
+            (REQUEST.pack(flags, len(rows), self._dimension), lengths.tobytes(), np.concatenate(rows).tobytes())
+        )
+        try:
+            await loop.sock_sendall(slot, frame)
+            failed, count, width = ANSWER.unpack(await self._receive(slot, ANSWER.size))
+            if failed:
+                words = await self._receive(slot, min(count, ERROR_BYTES_MAX))
+                self._free[lane].append(slot)
+                raise EngineFailed(words.decode("utf-8", "replace"))
+            if (count, width) != (len(rows), self._dimension):
+                raise EngineLost(f"the engine's process answered {count} × {width}, not {len(rows)} rows")
+            vectors = np.empty((count, width), dtype=np.float32)
+            await self._receive_into(slot, vectors.data.cast("B"))
+        except (OSError, ValueError) as error:
+            raise EngineLost(f"the engine's process is gone ({self._killed_for or error})") from error
+        self._free[lane].append(slot)
+        return vectors
+
+    def kill(self, reason: str) -> None:
+        """As EngineHost says."""
+        self._killed_for = self._killed_for or reason
+        self._process.kill()
+
+    async def close(self) -> None:
+        """As EngineHost says."""
+        self.kill("closed")
+        if self._watch is not None:
+            await asyncio.wait({self._watch}, timeout=END_TIMEOUT_S)
+            self._watch.cancel()
+        for channel in (self._control, *self._slots):
+            channel.close()
+
+    async def _begin(self, config: EngineConfig) -> None:
+        loop = asyncio.get_running_loop()
+        reply = b""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await loop.sock_sendall(self._control, json.dumps(asdict(config)).encode() + b"\n")
+                while not reply.endswith(b"\n"):
+                    part = await loop.sock_recv(self._control, 65536)
+                    if not part:
+                        raise EngineLost(f"the engine's process {await self._how_it_ended()} while it opened the model")
+                    reply += part
+        except TimeoutError as error:
+            raise EngineLost(f"the engine did not open in {OPEN_TIMEOUT_S:g} s") from error
+        except OSError as error:
+            raise EngineLost(f"the engine's process {await self._how_it_ended()} ({error})") from error
+        about = json.loads(reply)
+        if "error" in about:
+            kind = getattr(errors, about["error"], ModelFileError)
+            raise (kind if issubclass(kind, StartupError) else ModelFileError)(about["message"])
+        self.name, self.precision, self.device = about["name"], about["precision"], about["device"]
+        self._watch = asyncio.create_task(self._watch_end(), name="engine process")
+
+    async def _watch_end(self) -> None:
+        """The control channel says nothing more; its end is the process's."""
+        try:
+            await asyncio.get_running_loop().sock_recv(self._control, 1)
+        except OSError as error:
+            log.debug("control channel: %s", error)
+        how = await self._how_it_ended()
+        if not self.lost.done():
+            self.lost.set_result(self._killed_for or how)
+
+    async def _how_it_ended(self) -> str:
+        try:
+            code = await asyncio.to_thread(self._process.wait, END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return "closed its channel and did not end"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+    async def _receive(self, slot: socket.socket, size: int) -> bytes:
+        received = bytearray(size)
+        await self._receive_into(slot, memoryview(received))
+        return bytes(received)
+
+    async def _receive_into(self, slot: socket.socket, view: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        while view:
+            count = await loop.sock_recv_into(slot, view)
+            if not count:
+                raise ConnectionResetError("its channel closed")
+            view = view[count:]

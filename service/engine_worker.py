@@ -1,0 +1,156 @@
+"""The engine's own process: python -m service.engine_worker FD…, started and ended by service/engine_process.py.
+
+The first descriptor is the control channel: a line of JSON (EngineConfig) comes in, a line with what was opened goes
+out, and its end means that the gateway is gone. Each further one is a slot, a thread that reads a batch, computes it
+and writes its vectors; "i" or "b" after the number says for which lane.
+
+A batch:   REQUEST (flags, rows, dimension), int32 lengths[rows], int32 ids, one row after another.
+An answer: ANSWER (failed, rows or bytes, dimension), float32[rows, dimension], or the error's words in UTF-8.
+All in the machine's own byte order: both ends are one program on one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from service.engine import Engine, EngineConfig, open_engine, vectors_of
+from service.errors import Me5Error
+from service.recipe.spec import ModelSpec, load_spec
+from service.recipe.tokens import pad
+
+REQUEST = struct.Struct("=III")
+ANSWER = struct.Struct("=III")
+UNIT, WIDE = 1, 2
+
+ERROR_BYTES_MAX = 4000
+# prctl(2)
+PR_SET_PDEATHSIG = 1
+# Bulk work gives way to whoever else wants the cores: the queries' threads, the gateway's loop and its tokenizers.
+BULK_NICENESS = 5
+
+Open = Callable[[EngineConfig, ModelSpec], tuple[Engine, Engine]]
+
+
+def open_engines(config: EngineConfig, spec: ModelSpec) -> tuple[Engine, Engine]:
+    """The engine for a lone batch, with every thread, and the one for `streams` batches at a time.
+
+    One and the same where there is one stream: a GPU, or a single core.
+    """
+    folder, cache = Path(config.folder), None if config.cache is None else Path(config.cache)
+
+    def opened(streams: int) -> Engine:
+        return open_engine(
+            folder,
+            spec,
+            engine=config.engine,
+            precision=config.precision,
+            device=config.device,
+            threads=config.threads,
+            streams=streams,
+            cache=cache,
+        )
+
+    wide = opened(1)
+    return wide, wide if config.streams == 1 else opened(config.streams)
+
+
+def main(arguments: list[str], open_both: Open = open_engines) -> None:
+    """Open the engines the control channel asks for, and serve every slot until the gateway is gone."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A signal for the whole group (Ctrl-C, a supervisor) is the gateway's to answer: it still needs its engine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_the_parent()
+    _offer_to_the_oom_killer()
+    control = socket.socket(fileno=int(arguments[0]))
+    config = EngineConfig(**json.loads(control.makefile("rb").readline()))
+    try:
+        spec = load_spec(Path(config.folder), verify=False)
+        engines = open_both(config, spec)
+    except Exception as error:
+        kind = type(error).__name__ if isinstance(error, Me5Error) else "ModelFileError"
+        message = error.message if isinstance(error, Me5Error) else f"the engine can't be opened: {error!r}"
+        control.sendall(json.dumps({"error": kind, "message": message}).encode() + b"\n")
+        return
+    about = {name: getattr(engines[1], name) for name in ("name", "precision", "device")}
+    for slot in arguments[1:]:
+        channel, bulk = socket.socket(fileno=int(slot[:-1])), slot[-1] == "b"
+        threading.Thread(target=_serve_slot_to_its_end, args=(channel, engines, spec.pad_id, bulk), daemon=True).start()
+    control.sendall(json.dumps(about).encode() + b"\n")
+    control.recv(1)
+    # The gateway is gone. A thread may sit in an engine's code for ever; nobody waits for it.
+    os._exit(0)
+
+
+def _serve_slot_to_its_end(channel: socket.socket, engines: tuple[Engine, Engine], pad_id: int, bulk: bool) -> None:
+    with contextlib.suppress(ConnectionError):
+        _serve_slot(channel, engines, pad_id, bulk)
+
+
+def _serve_slot(channel: socket.socket, engines: tuple[Engine, Engine], pad_id: int, bulk: bool) -> None:
+    if bulk and sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
+    wide, narrow = engines
+    while True:
+        header = _receive(channel, REQUEST.size)
+        if header is None:
+            return
+        flags, rows, dimension = REQUEST.unpack(header)
+        lengths = np.frombuffer(_receive(channel, 4 * rows) or b"", dtype=np.int32)
+        ids = np.frombuffer(_receive(channel, 4 * int(lengths.sum())) or b"", dtype=np.int32)
+        try:
+            batch = pad(np.split(ids, np.cumsum(lengths)[:-1]), pad_id)
+            unit = bool(flags & UNIT)
+            vectors = vectors_of((wide if flags & WIDE else narrow).run(batch, unit=unit), batch, unit=unit)
+            if vectors.shape != (rows, dimension):
+                raise ValueError(f"the engine gave an array of shape {vectors.shape}, wanted {(rows, dimension)}")
+        except BaseException as error:
+            # Whatever an engine raises, a panic of its native code included: this batch failed, the slot lives on.
+            words = repr(error).encode("utf-8", "replace")[:ERROR_BYTES_MAX]
+            channel.sendall(ANSWER.pack(1, len(words), 0) + words)
+        else:
+            channel.sendall(ANSWER.pack(0, rows, dimension))
+            channel.sendall(np.ascontiguousarray(vectors, dtype=np.float32).data)
+
+
+def _receive(channel: socket.socket, size: int) -> bytes | None:
+    """Exactly so many bytes, or None where the other end is closed."""
+    received = bytearray(size)
+    view = memoryview(received)
+    while view:
+        count = channel.recv_into(view)
+        if not count:
+            return None
+        view = view[count:]
+    return bytes(received)
+
+
+def _end_with_the_parent() -> None:
+    """The control channel tells of the gateway's end, but not to an engine that hangs with the interpreter's lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _offer_to_the_oom_killer() -> None:
+    """Where memory runs out, the engine goes and the gateway stays to start another."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,16 @@
+"""What the processor of this machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The processor's features as Linux names them; none where that can't be read."""
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags: Iterable[str] = next((line.split() for line in lines if line.startswith("flags")), ())
+    return frozenset(flags)

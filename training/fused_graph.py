@@ -1,0 +1,226 @@
+"""An encoder written as the graph that ONNX Runtime computes fastest, in float32 or in static int8.
+
+Attention is one operator and so is each residual sum with its LayerNorm; exporters' graphs can't be fused to this by
+ONNX Runtime's own optimiser. In int8 every matrix product takes bytes:
+
+    x → Mul(1 / smoothing) → QuantizeLinear(scale, zero: constants) → MatMulIntegerToFloat or QAttention → float32
+
+The scales of the activations are constants, found on texts beforehand (calibration.py). ONNX Runtime's own dynamic
+quantisation takes them from the batch at hand, and then a text's vector depends on the texts it was batched with.
+Softmax, LayerNorm, GELU, pooling and every sum stay float32. The token table is stored as int8, see quantize.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.recipe.spec import ModelSpec
+from training.graph_weights import Encoder, Floats, Layer, Linear, Norm
+from training.quantize import GROUP, quantize_symmetric
+
+OPSET = 18
+MICROSOFT = "com.microsoft"
+# AVX2 adds two products of bytes in 16 bits: 2 × 255 × 63 fits, 2 × 255 × 127 would saturate without a word.
+WEIGHT_MAX = 63
+# What padding adds to a score: enough for a weight of zero, and still a number after sums.
+MASKED = -10000.0
+
+
+@dataclass(frozen=True)
+class InputScale:
+    """How one activation becomes bytes: u8 = round(x / smoothing / scale) + zero, cut to 0..255.
+
+    smoothing: [N], what each channel is divided by, with the weights' rows multiplied by it in return.
+    """
+
+    smoothing: Floats
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a graph doesn't say about its encoder."""
+
+    heads: int
+    pad_id: int
+
+
+def fused_graph(
+    encoder: Encoder,
+    shape: Shape,
+    spec: ModelSpec,
+    scales: Mapping[str, InputScale] | None = None,
+    *,
+    show: bool = False,
+) -> onnx.ModelProto:
+    """The whole graph: inputs and outputs as spec.json has them.
+
+    scales: by activation name (`activation_names`); without them the graph is float32.   show: also give out every
+    activation, for calibration.
+    """
+    writer = _Writer(scales)
+    states = _embed(writer, encoder, shape)
+    for number, layer in enumerate(encoder.layers):
+        states = _write_layer(writer, layer, f"layer.{number}", states, encoder, shape)
+    _write_outputs(writer, states, spec)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in spec.inputs]
+    if spec.pooling == "graph":
+        sides: list[str | int] = ["batch", spec.dimension]
+    else:
+        sides = ["batch", "sequence", spec.dimension]
+    names = [spec.output, *([spec.raw_output] if spec.raw_output else [])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in names]
+    if show:
+        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in activation_names(encoder)]
+    graph = helper.make_graph(writer.nodes, "fused", inputs, outputs, writer.tensors)
+    domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=10, producer_name="me5")
+
+
+def activation_names(encoder: Encoder) -> list[str]:
+    """The inputs of matrix products, which are what int8 rounds; each [B, T, N]."""
+    parts = ("attention_in", "attended_in", "inner_in", "outer_in")
+    return [f"layer.{number}.{part}" for number in range(len(encoder.layers)) for part in parts]
+
+
+class _Writer:
+    """Nodes and tensors as they are written, in order."""
+
+    def __init__(self, scales: Mapping[str, InputScale] | None) -> None:
+        self.scales = scales
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], output, domain=domain, **attributes))
+        return output
+
+    def tensor(self, name: str, values: NDArray[Any]) -> str:
+        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def floats(self, name: str, values: object) -> str:
+        return self.tensor(name, np.asarray(values, dtype=np.float32))
+
+    def bytes_of(self, activation: str) -> tuple[str, str, str]:
+        """The activation as u8, and the names of its scale and zero."""
+        found = (self.scales or {})[activation]
+        divided = activation
+        if not np.all(found.smoothing == 1):
+            inverse = self.floats(f"{activation}.inverse", 1 / found.smoothing)
+            divided = self.node("Mul", [activation, inverse], f"{activation}.smooth")
+        scale = self.floats(f"{activation}.scale", found.scale)
+        zero = self.tensor(f"{activation}.zero", np.asarray(found.zero, dtype=np.uint8))
+        return self.node("QuantizeLinear", [divided, scale, zero], f"{activation}.bytes"), scale, zero
+
+    def linear(self, activation: str, linear: Linear, output: str) -> str:
+        bias = self.floats(f"{output}.bias", linear.bias)
+        if self.scales is None:
+            weight = self.floats(f"{output}.weight", linear.weight)
+            return self.node("Add", [self.node("MatMul", [activation, weight], f"{output}.product"), bias], output)
+        data, scale, zero = self.bytes_of(activation)
+        weight, weight_scale, weight_zero = self.weight(output, linear.weight, activation)
+        inputs = [data, weight, scale, weight_scale, zero, weight_zero, bias]
+        return self.node("MatMulIntegerToFloat", inputs, output, MICROSOFT)
+
+    def weight(self, name: str, weight: Floats, activation: str) -> tuple[str, str, str]:
+        smoothed = weight * (self.scales or {})[activation].smoothing[:, None]
+        rounded, scales = quantize_symmetric(smoothed, axis=0, largest_byte=WEIGHT_MAX)
+        return (
+            self.tensor(f"{name}.weight", rounded),
+            self.floats(f"{name}.weight_scale", scales[0]),
+            self.tensor(f"{name}.weight_zero", np.zeros(scales.shape[1], dtype=np.int8)),
+        )
+
+    def norm(self, states: str, norm: Norm, output: str, epsilon: float) -> str:
+        names = [self.floats(f"{output}.gain", norm.gain), self.floats(f"{output}.offset", norm.offset)]
+        return self.node("LayerNormalization", [states, *names], output, axis=-1, epsilon=epsilon)
+
+    def residual_norm(self, states: str, residual: str, norm: Norm, output: str, epsilon: float) -> str:
+        names = [self.floats(f"{output}.gain", norm.gain), self.floats(f"{output}.offset", norm.offset)]
+        inputs = [states, residual, *names]
+        return self.node("SkipLayerNormalization", inputs, output, MICROSOFT, epsilon=epsilon)
+
+
+def _embed(writer: _Writer, encoder: Encoder, shape: Shape) -> str:
+    data = _write_words(writer, encoder.words)
+    table = writer.floats("positions", encoder.positions)
+    if encoder.counts_tokens:
+        padding = writer.tensor("pad_id", np.array(shape.pad_id))
+        is_padding = writer.node("Equal", ["input_ids", padding], "is_padding")
+        is_token = writer.node("Cast", [writer.node("Not", [is_padding], "is_token")], "token", to=TensorProto.INT64)
+        numbers = writer.node("CumSum", [is_token, writer.tensor("along", np.array(1))], "numbers")
+        numbers = writer.node("Add", [writer.node("Mul", [numbers, is_token], "own"), padding], "position_ids")
+        positions = writer.node("Gather", [table, numbers], "position_rows", axis=0)
+    else:
+        length = writer.node("Shape", ["input_ids"], "length", start=1, end=2)
+        start = writer.tensor("first", np.array([0]))
+        positions = writer.node("Slice", [table, start, length, start], "position_rows")
+    writer.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+    summed = writer.node("Add", [data, positions], "embedded")
+    return writer.norm(summed, encoder.norm, "layer.0.attention_in", encoder.epsilon)
+
+
+def _write_words(writer: _Writer, words: Floats) -> str:
+    rows, width = words.shape
+    if writer.scales is None:
+        return writer.node("Gather", [writer.floats("words", words), "input_ids"], "words.rows", axis=0)
+    group = GROUP if width % GROUP == 0 else width
+    rounded, scales = quantize_symmetric(words.reshape(-1, group), axis=1)
+    table = writer.tensor("words", rounded.reshape(rows, -1, group))
+    table_scales = writer.floats("words.scales", scales.reshape(rows, -1, 1))
+    data = writer.node("Gather", [table, "input_ids"], "words.bytes", axis=0)
+    data = writer.node("Cast", [data], "words.unscaled", to=TensorProto.FLOAT)
+    factors = writer.node("Gather", [table_scales, "input_ids"], "words.factors", axis=0)
+    data = writer.node("Mul", [data, factors], "words.grouped")
+    return writer.node("Reshape", [data, writer.tensor("words.shape", np.array([0, 0, width]))], "words.rows")
+
+
+def _write_layer(writer: _Writer, layer: Layer, name: str, states: str, encoder: Encoder, shape: Shape) -> str:
+    attended = _write_attention(writer, layer, name, states, shape)
+    attended = writer.linear(attended, layer.attended, f"{name}.attended")
+    middle = writer.residual_norm(attended, states, layer.attention_norm, f"{name}.inner_in", encoder.epsilon)
+    inner = writer.linear(middle, layer.inner, f"{name}.inner")
+    inner = writer.node("Gelu", [inner], f"{name}.outer_in", MICROSOFT)
+    outer = writer.linear(inner, layer.outer, f"{name}.outer")
+    number = int(name.split(".")[1]) + 1
+    output = f"layer.{number}.attention_in" if number < len(encoder.layers) else "states"
+    return writer.residual_norm(outer, middle, layer.norm, output, encoder.epsilon)
+
+
+def _write_attention(writer: _Writer, layer: Layer, name: str, states: str, shape: Shape) -> str:
+    output, weights = f"{name}.attended_in", f"{name}.attention"
+    weight = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
+    bias = writer.floats(f"{weights}.bias", np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias]))
+    attributes = {"num_heads": shape.heads, "mask_filter_value": MASKED}
+    if writer.scales is None:
+        inputs = [states, writer.floats(f"{weights}.weight", weight), bias, "mask"]
+        return writer.node("Attention", inputs, output, MICROSOFT, **attributes)
+    data, scale, zero = writer.bytes_of(states)
+    rounded, weight_scale, weight_zero = writer.weight(weights, weight, states)
+    inputs = [data, rounded, bias, scale, weight_scale, "mask", zero, weight_zero]
+    return writer.node("QAttention", inputs, output, MICROSOFT, **attributes)
+
+
+def _write_outputs(writer: _Writer, states: str, spec: ModelSpec) -> None:
+    """Pooling and length one in the words of service/recipe/pooling.py; token states where the gateway pools."""
+    if spec.pooling == "mean":
+        writer.node("Identity", [states], spec.output)
+        return
+    rows = writer.tensor("rows", np.array([1]))
+    last = writer.tensor("last", np.array([-1]))
+    mask = writer.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
+    masked = writer.node("Mul", [states, writer.node("Unsqueeze", [mask, last], "weights.column")], "masked")
+    total = writer.node("ReduceSum", [masked, rows], "total", keepdims=0)
+    count = writer.node("ReduceSum", [mask, rows], "count", keepdims=1)
+    count = writer.node("Max", [count, writer.floats("one", 1)], "count.clipped")
+    mean = writer.node("Div", [total, count], spec.raw_output or "sentence_mean")
+    squares = writer.node("ReduceSum", [writer.node("Mul", [mean, mean], "squared"), last], "squares", keepdims=1)
+    squares = writer.node("Max", [squares, writer.floats("smallest", 1e-24)], "squares.clipped")
+    writer.node("Div", [mean, writer.node("Sqrt", [squares], "lengths")], spec.output)
