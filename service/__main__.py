@@ -75,7 +75,9 @@ def check() -> None:
 
     async def prove() -> dict[str, str]:
         async with opened(settings) as embedder:
-            return {**embedder.about(), "golden_cosine": f"{embedder.proof_cosine:.6f}"}
+            assert embedder.memory is not None
+            peak = f"{embedder.memory.total // 2**20} MiB"
+            return {**embedder.about(), "golden_cosine": f"{embedder.proof_cosine:.6f}", "memory_peak_at_most": peak}
 
     print(json.dumps(asyncio.run(prove()), indent=2))
 
@@ -88,7 +90,7 @@ def embed(
     instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
 ) -> None:
     """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
-    from service.embedder import Ask
+    from service.asking import Ask
     from service.recipe.prompts import role_of
 
     chosen = role_of(role)

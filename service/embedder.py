@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.admission import Promises, guess_tokens, overloaded, refusal
+from service.asking import Answer, Ask, role_label, shape, tokens_of, without_panic
 from service.batching import LANES, Lane, lane_of
 from service.engine import Choice, EngineConfig, EngineHost
 from service.engine_process import EngineProcess
@@ -26,17 +26,16 @@ from service.errors import (
     ModelFileError,
     StartupError,
     TextTooLong,
-    TokenizerFailed,
 )
 from service.jobs import Job
-from service.metrics import MIXED_ROLES, Metrics
+from service.memory import Predicted, check_memory, memory_limit
+from service.metrics import Metrics
 from service.model import load_model
 from service.opening import candidates_for, config_of, limits_of, prove_host
 from service.recipe.golden import prove
-from service.recipe.pooling import l2_normalize
-from service.recipe.prompts import PromptedText, Role, format_text
+from service.recipe.prompts import Role
 from service.recipe.spec import verify_files
-from service.recipe.tokens import Direction, Tokens, take_ids, tokenize
+from service.recipe.tokens import Tokens
 from service.scheduler import Scheduler
 from service.settings import Settings
 
@@ -55,42 +54,6 @@ async def open_process(config: EngineConfig, dimension: int) -> EngineHost:
     return await EngineProcess.open(config, dimension=dimension)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What a request wants. inputs: texts, or ids that this model's tokenizer gave. None: the server's default."""
-
-    inputs: list[str | list[int]]
-    role: Role | None = None
-    input_type: str | None = None
-    instruction: str | None = None
-    truncate: bool | None = None
-    direction: Direction = "right"
-    normalize: bool = True
-    dimensions: int | None = None
-    lane: Lane | None = None
-    timeout_s: float | None = None
-    # Whose request it is: clients share the engine fairly.
-    client: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """vectors: float32[N, D].   tokens: per input, as the model read it.   truncated: indices of inputs that were cut.
-
-    queue_s and engine_s are means over the inputs.
-    """
-
-    vectors: NDArray[np.float32]
-    tokens: list[int]
-    truncated: list[int]
-    roles: list[Role]
-    lane: Lane
-    characters: int
-    tokenize_s: float
-    queue_s: float
-    engine_s: float
-
-
 class Embedder:
     """One model version behind one scheduler. Built without computing anything; `start` opens and proves the engine.
 
@@ -103,6 +66,8 @@ class Embedder:
         self.model = load_model(settings.model, settings.model_repo, verify=False)
         self.engine: EngineHost | None = None
         self.proof_cosine = 0.0
+        # What the gateway and its engine may take at their worst.
+        self.memory: Predicted | None = None
         self.draining = False
         self._open_host = open_host
         self._choice: Choice | None = None
@@ -125,7 +90,15 @@ class Embedder:
         for left, choice in enumerate(candidates, start=1 - len(candidates)):
             host: EngineHost | None = None
             try:
-                host = self.engine = await self._open_host(*self._config(choice))
+                config, dimension = self._config(choice)
+                self.memory = check_memory(
+                    self.settings,
+                    self.model.spec,
+                    config,
+                    vocabulary=self.model.tokenizer.get_vocab_size(),
+                    limit_bytes=memory_limit(),
+                )
+                host = self.engine = await self._open_host(config, dimension)
                 await verified
                 self._scheduler.start(host, limits_of(self.settings, host))
                 cosine = prove(self.model.golden, await self._golden_vectors(), host.precision)
@@ -181,7 +154,7 @@ class Embedder:
         lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess)
         self._admit(ask, lane, guess)
         if sum(map(len, ask.inputs)) <= INLINE_CHARS_MAX:
-            tokens, roles = self._tokenize(ask)
+            tokens, roles = without_panic(lambda: tokens_of(self.model, self.settings.default_role, ask))
         else:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
@@ -205,7 +178,7 @@ class Embedder:
         await job.done
 
         return Answer(
-            vectors=_shape(job.vectors, ask),
+            vectors=shape(job.vectors, ask),
             tokens=[len(item.ids) for item in tokens],
             truncated=[index for index, item in enumerate(tokens) if item.truncated],
             roles=roles,
@@ -218,75 +191,19 @@ class Embedder:
 
     async def beside_the_loop(self, work: Callable[[], T]) -> T:
         """Do what takes long in a tokenizer's thread: as many at once as there are such threads, and no more."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
-
-    def prompted(self, ask: Ask) -> list[PromptedText]:
-        """The texts of a request with their prompts; ids are not texts and must not be among the inputs."""
-        return [
-            format_text(
-                text,
-                self.model.spec.prompts,
-                ask.role,
-                default_role=self.settings.default_role,
-                instruction=ask.instruction,
-                input_type=ask.input_type,
-            )
-            for text in ask.inputs
-            if isinstance(text, str)
-        ]
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, without_panic, work)
 
     async def _tokenize_in_thread(self, ask: Ask, lane: Lane, guess: int) -> tuple[list[Tokens], list[Role]]:
         # Counted as queued meanwhile: a crowd can't slip in between the guess and the count.
         self._scheduler.reserve(lane, ask.client, guess)
         try:
             async with asyncio.timeout(ask.timeout_s or self._default_timeout_s(guess)):
-                return await self.beside_the_loop(lambda: self._tokenize(ask))
+                return await self.beside_the_loop(lambda: tokens_of(self.model, self.settings.default_role, ask))
         except TimeoutError as error:
             self.metrics.rejected_requests.labels("deadline").inc()
             raise DeadlineExceeded(waiting=len(ask.inputs), total=len(ask.inputs)) from error
         finally:
             self._scheduler.reserve(lane, ask.client, -guess)
-
-    def _tokenize(self, ask: Ask) -> tuple[list[Tokens], list[Role]]:
-        """The tokens of each input, and its role."""
-        try:
-            return self._tokens_of(ask)
-        except BaseException as error:
-            # The tokenizer's native code panics with an exception of its own, which no `except Exception` sees.
-            if type(error).__name__ != "PanicException":
-                raise
-            log.exception("the tokenizer panicked")
-            raise TokenizerFailed("the tokenizer failed on this request; the server's log says how") from error
-
-    def _tokens_of(self, ask: Ask) -> tuple[list[Tokens], list[Role]]:
-        spec, tokenizer = self.model.spec, self.model.tokenizer
-        vocabulary = tokenizer.get_vocab_size()
-        explicit = ask.role is not None or ask.instruction is not None
-        rows: list[Tokens | None] = [None] * len(ask.inputs)
-        texts: list[tuple[int, str]] = []
-        for index, item in enumerate(ask.inputs):
-            if isinstance(item, str):
-                texts.append((index, item))
-            elif explicit and not _begins_with(item, self._prompt_ids(ask)):
-                # TEI's rule: with a prompt, ids become text again, and the text gets the prompt.
-                take_ids(item, len(item), vocabulary, index=index)
-                texts.append((index, tokenizer.decode(item, skip_special_tokens=True)))
-            else:
-                rows[index] = take_ids(item, spec.max_tokens, vocabulary, ask.direction, index=index)
-        roles = [ask.role or self.settings.default_role] * len(ask.inputs)
-        if texts:
-            prompted = self.prompted(Ask([text for _, text in texts], ask.role, ask.input_type, ask.instruction))
-            found = tokenize(tokenizer, prompted, spec.max_tokens, ask.direction)
-            for (index, _), tokens, text in zip(texts, found, prompted, strict=True):
-                rows[index], roles[index] = tokens, text.role
-        return [row for row in rows if row is not None], roles
-
-    def _prompt_ids(self, ask: Ask) -> list[int]:
-        """The ids of the prompt that the request's role puts before a text."""
-        prompts = self.model.spec.prompts
-        prefix = prompts.prefix(ask.role or self.settings.default_role, ask.instruction, ask.input_type)
-        found: list[int] = self.model.tokenizer.encode(prefix.rstrip(), add_special_tokens=False).ids
-        return found
 
     def _check(self, ask: Ask) -> None:
         spec, limit = self.model.spec, self.settings.max_inputs
@@ -359,22 +276,3 @@ class Embedder:
                 ask = Ask([items[row].text for row in part], role=role, instruction=instruction, truncate=True)
                 vectors[part] = (await self.embed(ask)).vectors
         return vectors
-
-
-def role_label(roles: list[Role]) -> str:
-    """The role that all inputs of a request share, or "mixed"."""
-    return roles[0] if len(set(roles)) == 1 else MIXED_ROLES
-
-
-def _begins_with(ids: list[int], prompt_ids: list[int]) -> bool:
-    """Whether ids hold the prompt already, at their start or behind the opening special token."""
-    size = len(prompt_ids)
-    return size > 0 and prompt_ids in (ids[:size], ids[1 : size + 1])
-
-
-def _shape(vectors: NDArray[np.float32], ask: Ask) -> NDArray[np.float32]:
-    if ask.dimensions is None:
-        return vectors
-    # Cut first, then scale: cutting unit vectors would leave them shorter than one.
-    cut = np.ascontiguousarray(vectors[:, : ask.dimensions])
-    return l2_normalize(cut) if ask.normalize else cut

@@ -57,7 +57,7 @@ class Settings(BaseModel):
 
     max_connections: int = Field(4096, ge=1, description="open connections before new ones are refused with 503")
     max_buffered_bytes: int = Field(
-        128 * 1024 * 1024, ge=1024, description="bytes of all bodies read or waiting before requests get 429"
+        64 * 1024 * 1024, ge=1024, description="bytes of all bodies read or waiting before requests get 429"
     )
     header_timeout_s: float = Field(10.0, gt=0, description="time a connection has for a request's headers")
     body_timeout_s: float = Field(30.0, gt=0, description="time a request's body has to arrive")

@@ -15,9 +15,10 @@ from gateway_process import MODEL_REPO, SHIPPED_MODEL
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.api.embed import DecodeBody, EmbedBody, SimilarityBody, TokenizeBody
+from service.api.embed import EmbedBody, SimilarityBody
 from service.api.openai import EmbeddingsBody
 from service.api.reading import parse_inputs_in_turns, parse_texts, read
+from service.api.tokenize import DecodeBody, TokenizeBody
 from service.app import create_app
 from service.errors import Me5Error
 from service.settings import Settings

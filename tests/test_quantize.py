@@ -12,7 +12,7 @@ import onnx
 import pytest
 from faulty_engine import SHIPPED
 from onnx import numpy_helper
-from published_folder import write_published_folder
+from published_folder import Shape, write_published_folder
 
 from service.engine import open_engine, vectors_of
 from service.errors import ModelFileError
@@ -22,10 +22,9 @@ from service.recipe.prompts import format_text
 from service.recipe.spec import INT8_FILES, INT8_REPORT_FILE, load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad, tokenize
 from service.settings import EngineName
-from training import int8
+from training import fused_graph, int8
 from training.collection import Recipe
 from training.errors import DataError, ExportError
-from training.fused_graph import Shape
 from training.graph_weights import read_encoder, unpack_weights
 from training.int8 import calibration_batches, find_shape, quantize, write_onnx_int8
 from training.int8_gate import loss, losses
@@ -51,6 +50,16 @@ def texts_file(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Texts:
     return texts_of_file(texts_file(tmp_path_factory.mktemp("texts") / "texts.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped tokenizer with its commonest pieces alone: most of a published graph is its token table."""
+    content = json.loads((SHIPPED / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"] = content["model"]["vocab"][:4000]
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +117,9 @@ def test_a_text_has_one_int8_vector_whatever_it_is_batched_with(version: Path) -
 
 @pytest.mark.parametrize(("name", "heads"), [("small", 12), ("base", 12)])
 def test_a_pulled_graph_is_rebuilt_exactly_and_keeps_its_names_in_int8(
-    tmp_path: Path, texts: Texts, name: str, heads: int
+    tmp_path: Path, texts: Texts, small_tokenizer: Path, name: Shape, heads: int
 ) -> None:
-    published = write_published_folder(
-        tmp_path / "published", SHIPPED / "tokenizer.json", shape="small" if name == "small" else "base", layers=1
-    )
+    published = write_published_folder(tmp_path / "published", small_tokenizer, shape=name, layers=1)
     folder = pull(str(published), tmp_path, published=f"intfloat/multilingual-e5-{name}")
     spec = load_spec(folder)
     recipe = Recipe(load_tokenizer(folder / "tokenizer.json"), spec.prompts, spec.max_tokens, spec.pad_id)
@@ -120,7 +127,7 @@ def test_a_pulled_graph_is_rebuilt_exactly_and_keeps_its_names_in_int8(
     encoder = read_encoder(onnx.load(folder / "model.onnx"))
     assert encoder.counts_tokens == (name == "base")
     # Raises above 1e-4.
-    assert find_shape(encoder, folder, spec, batches[0], tmp_path) == Shape(heads, spec.pad_id)
+    assert find_shape(encoder, folder, spec, batches[0], tmp_path) == fused_graph.Shape(heads, spec.pad_id)
     write_onnx_int8(folder, spec, batches, folder / INT8_FILES["onnx"])
     running = open_engine(folder, spec, engine="onnx", precision="int8")
     held = pad(recipe.rows(texts.gate, "query"), spec.pad_id)
@@ -128,7 +135,11 @@ def test_a_pulled_graph_is_rebuilt_exactly_and_keeps_its_names_in_int8(
     assert (found * wanted).sum(axis=1).min() >= 0.99
 
 
-def test_a_graph_that_is_no_encoder_or_is_read_wrongly_is_refused(tmp_path: Path, texts: Texts) -> None:
+def test_a_graph_that_is_no_encoder_or_is_read_wrongly_is_refused(
+    tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The right number of heads and a wrong one: each that is tried costs a graph.
+    monkeypatch.setattr(int8, "HEAD_WIDTHS", (32, 64))
     folder = tmp_path / "me5_nano" / "1"
     shutil.copytree(SHIPPED, folder)
     spec = load_spec(folder)

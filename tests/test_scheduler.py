@@ -11,7 +11,8 @@ import pytest
 from faulty_engine import FaultyEngine, first_row_nan, raises, slow, wrong_shape
 from in_thread import in_thread
 
-from service.embedder import Answer, Ask, Embedder, role_label
+from service.asking import Answer, Ask, role_label
+from service.embedder import Embedder
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,

@@ -24,7 +24,7 @@ def test_a_setting_is_read_from_its_variable_and_other_variables_are_left_alone(
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(SettingsError, match=r"ME5_MODLE='x'; did you mean ME5_MODEL\?"):
         load_settings({"ME5_MODLE": "x"})
-    with pytest.raises(SettingsError, match="known are ME5_CACHE_DIR, .*ME5_TRUNCATE"):
+    with pytest.raises(SettingsError, match="known are ME5_BODY_TIMEOUT_S, .*ME5_TRUNCATE"):
         load_settings({"ME5_ZZZZZZZZZ": "x"})
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.encoding import NUMBERS_A_SLICE
 from service.api.reading import embedder_of, header_of, turns_of
-from service.embedder import Answer, Ask, role_label
+from service.asking import Answer, Ask, role_label
 from service.errors import InvalidInput, ranges
 
 TIMEOUT_HEADER = "x-me5-timeout-ms"

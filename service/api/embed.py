@@ -1,4 +1,4 @@
-"""The routes of Text Embeddings Inference, with E5's roles added: /embed, /similarity, /tokenize, /decode, /info.
+"""Texts to vectors by the routes of Text Embeddings Inference, with E5's roles added: /embed, /similarity, /info.
 
 Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.rs, version 1.9.
 """
@@ -8,29 +8,26 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-import orjson
 from fastapi import APIRouter
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
-from tokenizers import Encoding
 
 from service import __version__
-from service.api.answering import LANE_HEADER, Parts, answer, headers_of, json_response, respond, timeout_s_of
+from service.api.answering import LANE_HEADER, answer, headers_of, json_response, respond, timeout_s_of
 from service.api.encoding import Dtype, Format, convert, int8_scale, json_list, raw
 from service.api.reading import Body, client_of, embedder_of, header_of, parse_inputs_in_turns, parse_texts, read
 from service.api.schema import TEI_ERROR, errors_of, schema_of
+from service.asking import Ask
 from service.batching import LANES, Lane
-from service.embedder import Ask, Embedder
-from service.errors import InvalidInput, name_inputs
-from service.recipe.prompts import INPUT_TYPES, PromptedText, Role, role_of
-from service.recipe.tokens import take_ids
+from service.embedder import Embedder
+from service.errors import InvalidInput
+from service.recipe.prompts import INPUT_TYPES, Role, role_of
 
 router = APIRouter()
 
 # /tokenize never cuts, and answers some 300 bytes a token: ten megabytes of text would take gigabytes.
 TOKENIZE_CHARS_MAX = 100_000
-TOKENS_A_SLICE = 4096
 
 INPUTS_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
@@ -45,12 +42,6 @@ INPUTS_SCHEMA = {
 Inputs = Annotated[object, WithJsonSchema(INPUTS_SCHEMA)]
 Texts = Annotated[
     object, WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
-]
-Ids = Annotated[
-    object,
-    WithJsonSchema(
-        {"type": "array", "items": {"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}}
-    ),
 ]
 # TEI takes both spellings, and clients send both.
 Side = Annotated[Literal["left", "right"], BeforeValidator(lambda value: str(value).lower())]
@@ -96,22 +87,6 @@ class SimilarityBody(Body):
 
     inputs: SimilarityInputs
     parameters: Options | None = None
-
-
-class TokenizeBody(Body):
-    """POST /tokenize."""
-
-    inputs: Texts
-    add_special_tokens: bool = True
-    prompt_name: InputTypeName | None = None
-    input_type: InputTypeName | None = None
-
-
-class DecodeBody(Body):
-    """POST /decode."""
-
-    ids: Ids
-    skip_special_tokens: bool = True
 
 
 EMBED_SCHEMA = schema_of(EmbedBody)
@@ -177,43 +152,6 @@ async def similarity(request: Request) -> Response:
     return json_response(found.vectors[1:] @ found.vectors[0], headers_of(request, found))
 
 
-@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody), responses=ERROR_RESPONSES, summary="Texts to tokens")
-async def tokenize(request: Request) -> Response:
-    """Every token of each text, prompt included, never cut; start and stop are bytes of the prompted text."""
-    body = await read(request, TokenizeBody)
-    embedder = embedder_of(request)
-    texts = parse_texts(body.inputs, "inputs", embedder.settings.max_inputs, empty=True)
-    ask = ask_of(request, [*texts], Options(prompt_name=body.prompt_name, input_type=body.input_type))
-    if (characters := sum(map(len, texts))) > TOKENIZE_CHARS_MAX:
-        raise InvalidInput(f"{characters} characters > {TOKENIZE_CHARS_MAX} a request; split the request")
-    prompted, special = embedder.prompted(ask), body.add_special_tokens
-    parts = await embedder.beside_the_loop(lambda: _tokens_json(embedder, prompted, special))
-    return Parts(parts, [], b"application/json")
-
-
-@router.post("/decode", openapi_extra=schema_of(DecodeBody), responses=ERROR_RESPONSES, summary="Token ids to texts")
-async def decode(request: Request) -> Response:
-    """One text for each list of ids."""
-    body = await read(request, DecodeBody)
-    embedder = embedder_of(request)
-    tokenizer, skip = embedder.model.tokenizer, body.skip_special_tokens
-    rows = await parse_inputs_in_turns(request, body.ids, "ids", empty=True)
-    wrong = [index for index, row in enumerate(rows) if isinstance(row, str)]
-    if wrong:
-        raise InvalidInput(f"`ids` must hold token ids; {name_inputs(wrong)} is a text")
-    ids = [row for row in rows if isinstance(row, list)]
-    if (count := sum(map(len, ids))) > TOKENIZE_CHARS_MAX:
-        raise InvalidInput(f"{count} token ids > {TOKENIZE_CHARS_MAX} a request; split the request")
-
-    def texts() -> list[str]:
-        for index, row in enumerate(ids):
-            take_ids(row, len(row), tokenizer.get_vocab_size(), index=index)
-        found: list[str] = tokenizer.decode_batch(ids, skip_special_tokens=skip)
-        return found
-
-    return json_response(await embedder.beside_the_loop(texts))
-
-
 @router.get("/info", summary="The model and the limits")
 async def info(request: Request) -> Response:
     """TEI's fields, then this server's own."""
@@ -248,6 +186,7 @@ async def info(request: Request) -> Response:
             "engine": about["engine"],
             "precision": about["precision"],
             "device": about["device"],
+            "memory_peak_bytes": embedder.memory.total if embedder.memory else None,
             "golden": {"source": about["golden_source"], "cosine": embedder.proof_cosine},
             "default_role": settings.default_role,
             "prompts": {
@@ -313,34 +252,3 @@ def _lane_of(request: Request) -> Lane | None:
         if given == lane:
             return lane
     raise InvalidInput(f"{LANE_HEADER} is {given[:40]!r}; use one of {', '.join(LANES)}")
-
-
-def _tokens_json(embedder: Embedder, texts: list[PromptedText], special: bool) -> list[bytes]:
-    """A list of tokens for each text, as JSON in parts: one call for all would let no other Python run meanwhile."""
-    parts: list[bytes] = []
-    encodings = embedder.model.tokenizer.encode_batch([item.text for item in texts], add_special_tokens=special)
-    for number, (encoding, item) in enumerate(zip(encodings, texts, strict=True)):
-        parts.append(b",[" if number else b"[[")
-        tokens = _tokens_of(encoding, item.text)
-        for start in range(0, len(tokens), TOKENS_A_SLICE):
-            piece = orjson.dumps(tokens[start : start + TOKENS_A_SLICE])[1:-1]
-            parts.append(b"," + piece if start else piece)
-        parts.append(b"]")
-    return [b"".join(parts[start : start + 64]) for start in range(0, len(parts), 64)] + [b"]"]
-
-
-def _tokens_of(encoding: Encoding, text: str) -> list[dict[str, object]]:
-    # The library counts characters, TEI's contract bytes.
-    at = np.cumsum([0, *(len(char.encode("utf-8")) for char in text)])
-    return [
-        {
-            "id": token_id,
-            "text": token if special else text[start:stop],
-            "special": bool(special),
-            "start": None if special else int(at[start]),
-            "stop": None if special else int(at[stop]),
-        }
-        for token_id, token, special, (start, stop) in zip(
-            encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
-        )
-    ]

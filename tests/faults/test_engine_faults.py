@@ -12,25 +12,13 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 from episode import Body, Episode, short_text, watched
-from faulty import Faulty
+from evidence import GREEN
+from faulty import Faulty, Saw, engine_of, restarts
 from gateway_process import Gateway
-from metric_series import Series, scrape, series
-
-Saw = Callable[..., None]
+from metric_series import scrape, series
 
 # A text of as many tokens as the model reads: its batch needs megabytes.
 LONG = "many words " * 600
-
-
-def engine_of(gateway: Gateway) -> psutil.Process:
-    """The engine's process."""
-    (child,) = psutil.Process(gateway.process.pid).children()
-    return child
-
-
-def restarts(reason: str) -> Series:
-    """The counter of lost engines."""
-    return series("me5_engine_restarts_total", reason=reason)
 
 
 def vector(gateway: Gateway) -> np.ndarray:
@@ -108,7 +96,7 @@ def test_engine_raises_once(faulty: Faulty, saw: Saw) -> None:
     assert found
     saw(
         requests=dict(seen),
-        red_after_s=None,
+        red_after_s=GREEN,
         log="batch of … texts failed (1 in a row): …",
         metric='me5_request_duration_seconds_count{code="500"}',
         back="with the next batch",
@@ -219,6 +207,6 @@ def test_engine_fails_its_proof_when_it_starts_again(faulty: Faulty, saw: Saw) -
         saw,
         statuses={503},
         reasons=("died",),
-        log="the engine can't be reopened, next try in 1 s: .{0,60}",
+        log="the engine can't be reopened, next try in 1 s: golden text",
         meanwhile=mend,
     )

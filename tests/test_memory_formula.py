@@ -1,0 +1,58 @@
+"""What a gateway may take at its worst, and the check that it is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from faulty_engine import SHIPPED
+from gateway_process import run_service
+
+from service.engine import EngineConfig
+from service.errors import SettingsError
+from service.memory import MIB, check_memory, memory_limit, predicted_peak
+from service.recipe.spec import load_spec
+from service.settings import Settings, load_settings
+
+SPEC = replace(load_spec(SHIPPED, verify=False), weights="float32")
+CONFIG = EngineConfig(str(SHIPPED), "onnx", "fp32", "cpu", 2, 2)
+
+
+def peak(settings: Settings | None = None, config: EngineConfig = CONFIG, graph_mib: int = 200) -> int:
+    settings = settings or load_settings({})
+    return predicted_peak(settings, SPEC, config, vocabulary=60_000, graph_bytes=graph_mib * MIB).total
+
+
+def test_every_setting_that_bounds_memory_is_in_the_formula() -> None:
+    for name, less in (("MAX_BUFFERED_BYTES", 2**20), ("MAX_QUEUED_TOKENS", 1000)):
+        assert peak(load_settings({f"ME5_{name}": str(less)})) < peak()
+    assert peak(config=replace(CONFIG, streams=1)) < peak()
+    assert peak(config=replace(CONFIG, precision="int8"), graph_mib=50) < peak()
+    assert peak(graph_mib=400) > peak()
+
+
+def test_a_machine_with_less_is_refused_with_the_remedy() -> None:
+    settings = load_settings({})
+    whole = check_memory(settings, SPEC, CONFIG, vocabulary=60_000, limit_bytes=None)
+    assert check_memory(settings, SPEC, CONFIG, vocabulary=60_000, limit_bytes=whole.total) == whole
+    with pytest.raises(SettingsError, match=r"may take \d+ MiB .*gives 100; lower ME5_MAX_BUFFERED_BYTES"):
+        check_memory(settings, SPEC, CONFIG, vocabulary=60_000, limit_bytes=100 * MIB)
+
+
+def test_the_limit_is_the_cgroups_or_else_the_machines(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert memory_limit(tmp_path, meminfo) is None
+    meminfo.write_text("MemTotal:       24000000 kB\n")
+    assert memory_limit(tmp_path, meminfo) == 24_000_000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path, meminfo) == 24_000_000 * 1024
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    assert memory_limit(tmp_path, meminfo) == 2**30
+
+
+def test_a_queue_that_no_machine_could_hold_is_refused_at_start() -> None:
+    done = run_service("check", max_buffered_bytes=2**45)
+    assert done.returncode == 2
+    assert b"may take" in done.stderr
+    assert b"ME5_MAX_BUFFERED_BYTES" in done.stderr
