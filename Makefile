@@ -45,7 +45,7 @@ faults: $(TEST_STAMP)  ## the fault matrix, ME5_FAULT_RUNS times, written into R
 fuzz: $(TEST_STAMP)  ## hostile requests, bodies and texts, for about FUZZ_MINUTES
 	$(PIP) atheris
 	ME5_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
-	$(BIN)/python tests/fuzz_reading.py -max_total_time=$$((60 * $(FUZZ_MINUTES)))
+	$(BIN)/python tests/fuzz_atheris.py -max_total_time=$$((60 * $(FUZZ_MINUTES)))
 
 overload: $(TEST_STAMP)  ## a ramp to ten times the capacity, clients that come back when told, fairness by key
 	$(BIN)/python tests/benchmarks/overload.py

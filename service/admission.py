@@ -17,6 +17,8 @@ PROMPT_TOKENS = 4
 WAIT_SHARE = 0.8
 
 RETRY_AFTER_MAX_S = 60.0
+# Its multiples, modulo one, fill the interval evenly, however many there are.
+GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,25 @@ class Promises:
 
     def __init__(self) -> None:
         self._until = 0.0
+        self._beyond = 0
+
+    def forget(self) -> None:
+        """The lane is empty: who was told to come back and did not has lost its turn."""
+        self._until = 0.0
 
     def retry_after_s(self, excess: int, tokens: int, tokens_per_s: float, now: float) -> int:
-        """Whole seconds, 1 to 60, after which this request would be taken in; they are booked for it."""
+        """Whole seconds, 1 to 60, after which this request would be taken in; they are booked for it.
+
+        Those for whom there is no room within that time are told times all over its second half: one and the same for
+        all would send them back as a herd.
+        """
         rate = max(tokens_per_s, 1.0)
         at = max(now + excess / rate, self._until)
-        self._until = min(at + tokens / rate, now + RETRY_AFTER_MAX_S)
-        return max(1, math.ceil(min(at - now, RETRY_AFTER_MAX_S)))
+        if at - now >= RETRY_AFTER_MAX_S:
+            self._beyond += 1
+            return math.ceil(RETRY_AFTER_MAX_S * (0.5 + 0.5 * (self._beyond * GOLDEN_RATIO % 1)))
+        self._until = at + tokens / rate
+        return max(1, math.ceil(at - now))
 
 
 def overloaded(lane: Lane, queued: int, tokens: int, refused: Refusal, retry_after_s: int) -> Overloaded:

@@ -51,6 +51,7 @@ _TEI_TYPES = {
     "empty": "Empty",
     "overloaded": "Overloaded",
     "engine_failed": "Backend",
+    "tokenizer_failed": "Backend",
     "engine_lost": "Unhealthy",
     "too_many_connections": "Overloaded",
     "shutting_down": "Unhealthy",

@@ -235,6 +235,8 @@ class Embedder:
             tokens_per_s=rate,
             timeout_s=ask.timeout_s or self._default_timeout_s(tokens),
         )
+        if not queued:
+            self._promises[lane].forget()
         if refused is not None:
             self.metrics.rejected_requests.labels("overloaded").inc()
             wait_s = self._promises[lane].retry_after_s(refused.excess, tokens, rate, time.monotonic())
