@@ -48,9 +48,9 @@ class Plan:
     rounds: int
     queries_s: float = 4.0
     # A server that does four passages a second needs half a minute for the four requests that are on their way at once.
-    passages_s: float = 10.0
-    mixed_s: float = 20.0
-    open_s: float = 4.0
+    passages_s: float = 6.0
+    mixed_s: float = 12.0
+    open_s: float = 3.0
     engine_s: float = 1.2
     echo_s: float = 2.0
 

@@ -26,6 +26,8 @@ import psutil
 from gateway_process import Gateway, start_gateway
 
 CLIENTS = 8
+# Bounds that eight clients can fill.
+BOUNDS = {"max_buffered_bytes": 16 * 2**20, "max_queued_tokens": 20_000}
 SAMPLE_S = 0.25
 MIB = 2**20
 # What a client may get; anything else ends the run.
@@ -161,10 +163,14 @@ def main() -> None:
     """Run, and print slope and peak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--model", default="me5_nano")
+    parser.add_argument("--model", default="me5_nano", help="a name in model_repo, or a version's folder")
+    parser.add_argument("--engine", default="auto", choices=["auto", "onnx", "openvino"])
+    parser.add_argument("--cache-dir", default="", help="without one: an engine opened from its cache takes less")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with start_gateway(model=options.model, drain_s=0) as gateway:
+    settings = {"model": options.model, "engine": options.engine, "cache_dir": options.cache_dir, **BOUNDS}
+    with start_gateway(drain_s=0, **settings) as gateway:
+        predicted = httpx.get(f"{gateway.url}/info", timeout=30).json()["memory_peak_bytes"]
         idle = sample(psutil.Process(gateway.process.pid), time.monotonic())
         print(line(idle))
         samples, seen = run(gateway, options.minutes * 60, seed=options.seed)
@@ -175,6 +181,8 @@ def main() -> None:
     print(
         f"peak: {first / MIB:.0f} MiB in the first half, {second / MIB:.0f} in the second; idle {idle.both / MIB:.0f}"
     )
+    worst = max(first, second)
+    print(f"formula: {predicted / MIB:.0f} MiB, the peak is {worst / predicted:.2f} of it")
     if set(seen) - EXPECTED or "Traceback" in log:
         raise SystemExit(f"unexpected answers {set(seen) - EXPECTED}, or a traceback in the log:\n{log[-3000:]}")
 
