@@ -24,6 +24,8 @@ TOKENIZER_BYTES_AN_ENTRY = 1536
 # Two sessions, the wide one and the streams', hold the token table each; of matrices also a copy laid out for the CPU.
 TABLE_COPIES = {"onnx": 2, "openvino": 2}
 MATRIX_COPIES = {"onnx": 4, "openvino": 5}
+# Batches whose activations a stream holds: OpenVINO keeps those of shapes it has seen (CPU_RUNTIME_CACHE_CAPACITY).
+BATCHES_A_STREAM = {"onnx": 1, "openvino": 3}
 # A text that waits: its ids, its place in the queue, and the vector it will be; the shortest has this many tokens.
 BYTES_A_WAITING_TEXT = 700
 TOKENS_A_TEXT_MIN = 5
@@ -62,7 +64,7 @@ def predicted_peak(
         + TABLE_COPIES[config.engine] * table
         + MATRIX_COPIES[config.engine] * max(matrices, 0)
         # Each stream, the one batch more that may run, and the wide engine.
-        + (config.streams + 2) * batch
+        + (config.streams + 2) * BATCHES_A_STREAM[config.engine] * batch
     )
     waiting = 2 * settings.max_queued_tokens // TOKENS_A_TEXT_MIN
     gateway = (
