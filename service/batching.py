@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar, get_args
+
+from service.shapes import Shapes, shapes_of
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
@@ -15,11 +17,6 @@ INTERACTIVE_TOKENS_MAX = 1024
 
 # Where neighbours in length are looked for: deep enough to fill any batch, small enough to sort in a fraction of a ms.
 WINDOW = 512
-
-# What a batch costs before its first token, in tokens: a lone text of 24 tokens takes as long as its share of a batch
-# of eight and this much more (mE5-small's shape, one thread a stream: 4 tokens with ONNX Runtime's int8, 9 with
-# OpenVINO's fp32). Padding is worth it up to that much, not more.
-BATCH_COST_TOKENS = 4
 
 
 class Waiting(Protocol):
@@ -33,12 +30,16 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
+ANY = shapes_of("onnx", 0)
+
+
 @dataclass(frozen=True)
 class Limits:
     """max_tokens: padded tokens a batch, rows × longest row.   streams: batches the engine computes at a time."""
 
     max_tokens: int
     streams: int = 1
+    shapes: Shapes = ANY
 
 
 def lane_of(role: str, tokens: int) -> Lane:
@@ -69,7 +70,7 @@ def lone(waiting: Mapping[Lane, int], running: Mapping[Lane, int]) -> bool:
 def share(limits: Limits, waiting_tokens: int, free_streams: int) -> Limits:
     """The limits of a batch that leaves the other free streams as much of what waits as it takes."""
     fair = math.ceil(waiting_tokens / max(free_streams, 1))
-    return Limits(min(limits.max_tokens, max(fair, 1)), limits.streams)
+    return replace(limits, max_tokens=min(limits.max_tokens, max(fair, 1)))
 
 
 def take_batch(waiting: Sequence[T], limits: Limits) -> list[T]:
@@ -79,19 +80,25 @@ def take_batch(waiting: Sequence[T], limits: Limits) -> list[T]:
     padding costs less than a batch of its own would. The first always goes, so that no text waits for ever.
     """
     window = sorted(range(min(len(waiting), WINDOW)), key=lambda index: (waiting[index].length, index))
-    low = high = window.index(0)
-    width = waiting[0].length
+    widths = [limits.shapes.width(waiting[index].length) for index in window]
+    first, cost = window.index(0), limits.shapes.batch_cost
+    low = high = first
     while True:
         rows = high - low + 1
         # Growing by a shorter text pads that text; growing by a longer one pads every row there is.
-        shorter = width - waiting[window[low - 1]].length if low > 0 else None
-        longer = (waiting[window[high + 1]].length - width) * rows if high + 1 < len(window) else None
-        if longer is not None and (shorter is None or longer <= shorter):
-            wider = waiting[window[high + 1]].length
-            if longer <= BATCH_COST_TOKENS and (rows + 1) * wider <= limits.max_tokens:
-                high, width = high + 1, wider
-                continue
-        if shorter is not None and shorter <= BATCH_COST_TOKENS and (rows + 1) * width <= limits.max_tokens:
+        shorter = widths[high] - widths[low - 1] if low > 0 else None
+        longer = (widths[high + 1] - widths[high]) * rows if high + 1 < len(window) else None
+        goes_up = longer is not None and longer <= cost and (shorter is None or longer <= shorter)
+        if goes_up and (rows + 1) * widths[high + 1] <= limits.max_tokens:
+            high += 1
+        elif shorter is not None and shorter <= cost and (rows + 1) * widths[high] <= limits.max_tokens:
             low -= 1
-            continue
-        return [waiting[index] for index in reversed(window[low : high + 1])]
+        else:
+            break
+    # A number of rows that the engine likes less is a batch it has to prepare for: some go with the next one.
+    for _ in range(rows - limits.shapes.fewer(rows)):
+        if high - first > first - low:
+            high -= 1
+        else:
+            low += 1
+    return [waiting[index] for index in reversed(window[low : high + 1])]

@@ -100,7 +100,7 @@ class Embedder:
                 )
                 host = self.engine = await self._open_host(config, dimension)
                 await verified
-                self._scheduler.start(host, limits_of(self.settings, host))
+                self._scheduler.start(host, limits_of(self.settings, self.model.spec, host))
                 cosine = prove(self.model.golden, await self._golden_vectors(), host.precision)
             except (GoldenMismatch, ModelFileError, EngineFailed, EngineLost) as error:
                 if host is not None:
@@ -226,20 +226,20 @@ class Embedder:
             raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
 
     def _admit(self, ask: Ask, lane: Lane, tokens: int) -> None:
-        queued, rate = self._scheduler.queued[lane], self._scheduler.rates[lane].tokens_per_s
+        queued, rate = self._scheduler.queued[lane], self._scheduler.rates[lane]
         refused = refusal(
             queued,
             ask.client,
             tokens,
             limit=self.settings.max_queued_tokens,
-            tokens_per_s=rate,
+            tokens_per_s=rate.tokens_per_s if rate.is_settled else 0.0,
             timeout_s=ask.timeout_s or self._default_timeout_s(tokens),
         )
         if not queued:
             self._promises[lane].forget()
         if refused is not None:
             self.metrics.rejected_requests.labels("overloaded").inc()
-            wait_s = self._promises[lane].retry_after_s(refused.excess, tokens, rate, time.monotonic())
+            wait_s = self._promises[lane].retry_after_s(refused.excess, tokens, rate.tokens_per_s, time.monotonic())
             raise overloaded(lane, queued.total(), tokens, refused, wait_s)
 
     def _default_timeout_s(self, tokens: int) -> float:

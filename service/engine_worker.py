@@ -22,6 +22,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from service.engine import Engine, EngineConfig, open_engine, vectors_of
 from service.errors import Me5Error
 from service.recipe.spec import ModelSpec, load_spec
 from service.recipe.tokens import pad
+from service.shapes import Shapes, shapes_of
 
 REQUEST = struct.Struct("=III")
 ANSWER = struct.Struct("=III")
@@ -86,24 +88,36 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
         control.sendall(json.dumps({"error": kind, "message": message}).encode() + b"\n")
         return
     about = {name: getattr(engines[1], name) for name in ("name", "precision", "device")}
+    shapes = shapes_of(engines[1].name, spec.max_tokens)
     for slot in arguments[1:]:
-        channel, bulk = socket.socket(fileno=int(slot[:-1])), slot[-1] == "b"
-        threading.Thread(target=_serve_slot_to_its_end, args=(channel, engines, spec.pad_id, bulk), daemon=True).start()
+        channel = socket.socket(fileno=int(slot[:-1]))
+        served = _Served(engines, spec.pad_id, shapes, bulk=slot[-1] == "b")
+        threading.Thread(target=_serve_slot_to_its_end, args=(channel, served), daemon=True).start()
     control.sendall(json.dumps(about).encode() + b"\n")
     control.recv(1)
     # The gateway is gone. A thread may sit in an engine's code for ever; nobody waits for it.
     os._exit(0)
 
 
-def _serve_slot_to_its_end(channel: socket.socket, engines: tuple[Engine, Engine], pad_id: int, bulk: bool) -> None:
+@dataclass(frozen=True)
+class _Served:
+    """What a slot computes with."""
+
+    engines: tuple[Engine, Engine]
+    pad_id: int
+    shapes: Shapes
+    bulk: bool
+
+
+def _serve_slot_to_its_end(channel: socket.socket, served: _Served) -> None:
     with contextlib.suppress(ConnectionError):
-        _serve_slot(channel, engines, pad_id, bulk)
+        _serve_slot(channel, served)
 
 
-def _serve_slot(channel: socket.socket, engines: tuple[Engine, Engine], pad_id: int, bulk: bool) -> None:
-    if bulk and sys.platform == "linux":
+def _serve_slot(channel: socket.socket, served: _Served) -> None:
+    if served.bulk and sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
-    wide, narrow = engines
+    wide, narrow = served.engines
     while True:
         header = _receive(channel, REQUEST.size)
         if header is None:
@@ -112,7 +126,7 @@ def _serve_slot(channel: socket.socket, engines: tuple[Engine, Engine], pad_id: 
         lengths = np.frombuffer(_receive(channel, 4 * rows) or b"", dtype=np.int32)
         ids = np.frombuffer(_receive(channel, 4 * int(lengths.sum())) or b"", dtype=np.int32)
         try:
-            batch = pad(np.split(ids, np.cumsum(lengths)[:-1]), pad_id)
+            batch = pad(np.split(ids, np.cumsum(lengths)[:-1]), served.pad_id, served.shapes.width(int(lengths.max())))
             unit = bool(flags & UNIT)
             vectors = vectors_of((wide if flags & WIDE else narrow).run(batch, unit=unit), batch, unit=unit)
             if vectors.shape != (rows, dimension):

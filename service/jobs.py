@@ -14,6 +14,8 @@ from service.metrics import Metrics
 
 # How fast the drain rate follows the newest batch; twenty batches make a new average.
 RATE_WEIGHT = 0.05
+# An engine that has just opened prepares itself for each shape it meets: its first batches take three times as long.
+SETTLED_BATCHES = 20
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +65,7 @@ class DrainRate:
 
     def __init__(self) -> None:
         self.tokens_per_s = 0.0
+        self._batches = 0
         self._tokens = self._seconds = 0.0
         self._since = 0.0
 
@@ -72,10 +75,16 @@ class DrainRate:
 
     def add(self, tokens: int, now: float) -> None:
         """So many tokens are done."""
+        self._batches += 1
         self._tokens += RATE_WEIGHT * (tokens - self._tokens)
         self._seconds += RATE_WEIGHT * (now - self._since - self._seconds)
         self._since = now
         self.tokens_per_s = self._tokens / max(self._seconds, 1e-6)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a request may be refused by it."""
+        return self._batches >= SETTLED_BATCHES
 
 
 class LaneMetrics:

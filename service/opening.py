@@ -22,9 +22,10 @@ from service.recipe.prompts import format_text
 from service.recipe.spec import ModelSpec
 from service.recipe.tokens import tokenize
 from service.settings import Settings
+from service.shapes import shapes_of
 
 # A core computes a batch of this size as fast as a larger one, and a query behind it waits less; a GPU needs more.
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 256, 16384
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 384, 16384
 # More streams than this would read the weights more often than the memory bus is quick.
 STREAMS_MAX = 8
 
@@ -58,10 +59,10 @@ def config_of(settings: Settings, folder: Path, choice: Choice) -> EngineConfig:
     )
 
 
-def limits_of(settings: Settings, host: EngineHost) -> Limits:
+def limits_of(settings: Settings, spec: ModelSpec, host: EngineHost) -> Limits:
     """The limits of a batch on this host."""
     default = CPU_BATCH_TOKENS if host.device.startswith("CPU") else GPU_BATCH_TOKENS
-    return Limits(settings.max_batch_tokens or default, host.streams)
+    return Limits(settings.max_batch_tokens or default, host.streams, shapes_of(host.name, spec.max_tokens))
 
 
 async def prove_host(host: EngineHost, model: Model) -> float:

@@ -238,7 +238,7 @@ class Scheduler:
     def _measure(self, lane: Lane, batch: list[Pending], started: float, now: float) -> None:
         measured = self._measured[lane]
         tokens = sum(pending.length for pending in batch)
-        area = max(pending.length for pending in batch) * len(batch)
+        area = self.limits.shapes.width(max(pending.length for pending in batch)) * len(batch)
         # Where nothing waits, the lane is as slow as those who ask, which says nothing of how fast it could drain.
         if len(self._lanes[lane]):
             self.rates[lane].add(tokens, now)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching import (
-    BATCH_COST_TOKENS,
+    ANY,
     INTERACTIVE_TOKENS_MAX,
     WINDOW,
     Lane,
@@ -21,6 +21,7 @@ from service.batching import (
     share,
     take_batch,
 )
+from service.shapes import shapes_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def test_neighbours_in_length_come_before_earlier_arrivals() -> None:
 
 
 def test_padding_that_costs_more_than_a_batch_of_its_own_is_refused() -> None:
-    assert len(take_batch(texts(100, 100 - BATCH_COST_TOKENS), Limits(1024))) == 2
-    assert len(take_batch(texts(100, 100 - BATCH_COST_TOKENS - 1), Limits(1024))) == 1
+    assert len(take_batch(texts(100, 100 - ANY.batch_cost), Limits(1024))) == 2
+    assert len(take_batch(texts(100, 100 - ANY.batch_cost - 1), Limits(1024))) == 1
 
 
 def test_a_text_as_long_as_the_whole_budget_goes_alone() -> None:
@@ -95,6 +96,52 @@ def test_a_deep_queue_wastes_less_than_five_per_cent_on_padding() -> None:
         taken = set(batch)
         waiting = [text for text in waiting if text not in taken]
     assert 1 - real / padded < 0.05
+
+
+def test_a_batch_has_the_shapes_that_its_engine_knows() -> None:
+    shapes = shapes_of("openvino", 512)
+    batch = take_batch(texts(*[17] * 7), Limits(1024, shapes=shapes))
+    assert len(batch) == 6
+    rng = random.Random(2)
+    waiting = texts(*(rng.randint(5, 60) for _ in range(500)))
+    while waiting:
+        batch = take_batch(waiting, Limits(384, shapes=shapes))
+        assert waiting[0] in batch
+        assert len(batch) == shapes.fewer(len(batch))
+        assert shapes.width(max(text.length for text in batch)) * len(batch) <= 384
+        taken = set(batch)
+        waiting = [text for text in waiting if text not in taken]
+
+
+def test_openvino_s_shapes_waste_little_of_a_deep_queue() -> None:
+    rng, shapes = random.Random(1), shapes_of("openvino", 512)
+    waiting = texts(*(max(4, round(rng.lognormvariate(3.3, 0.5))) for _ in range(2000)))
+    padded = real = 0
+    while waiting:
+        batch = take_batch(waiting, Limits(384, shapes=shapes))
+        padded += shapes.width(max(text.length for text in batch)) * len(batch)
+        real += sum(text.length for text in batch)
+        taken = set(batch)
+        waiting = [text for text in waiting if text not in taken]
+    assert 1 - real / padded < 0.05
+
+
+def shapes_met(limits: Limits) -> int:
+    """How many different ones, in 300 batches of a queue that is always 64 texts deep."""
+    rng, met = random.Random(3), set()
+    waiting: list[Text] = []
+    for order in range(300):
+        while len(waiting) < 64:
+            waiting.append(Text(max(4, round(rng.lognormvariate(3.3, 0.5))), order * 64 + len(waiting)))
+        batch = take_batch(waiting, limits)
+        met.add((len(batch), limits.shapes.width(max(text.length for text in batch))))
+        taken = set(batch)
+        waiting = [text for text in waiting if text not in taken]
+    return len(met)
+
+
+def test_a_few_shapes_are_met_again_and_again() -> None:
+    assert shapes_met(Limits(384, shapes=shapes_of("openvino", 512))) < 80 < shapes_met(Limits(384))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from service.errors import (
     ShuttingDown,
     TextTooLong,
 )
+from service.jobs import SETTLED_BATCHES, DrainRate
 from service.metrics import Metrics
 from service.settings import load_settings
 
@@ -343,7 +344,12 @@ def test_work_that_can_not_be_done_before_its_deadline_is_refused_at_once() -> N
             engine.go.clear()
             blocker = asyncio.create_task(embedder.embed(Ask(["a rather long text " * 20] * 200, role="passage")))
             await settled(lambda: len(engine.batches) == 1)
-            embedder._scheduler.rates["bulk"].tokens_per_s = 100.0
+            rate = embedder._scheduler.rates["bulk"] = DrainRate()
+            for batch in range(1, SETTLED_BATCHES):
+                rate.add(10, batch * 0.1)
+            early = await outcome(embedder.embed(Ask(["text"], role="passage", timeout_s=0.1)))
+            assert isinstance(early, DeadlineExceeded)
+            rate.add(10, SETTLED_BATCHES * 0.1)
             hopeless = await outcome(embedder.embed(Ask(["text"], role="passage", timeout_s=1.0)))
             assert isinstance(hopeless, Overloaded)
             assert "longer than the 1 s allowed" in hopeless.message

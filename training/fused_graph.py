@@ -64,23 +64,7 @@ def fused_graph(
     scales: by activation name (`activation_names`); without them the graph is float32.   show: also give out every
     activation, for calibration.
     """
-    writer = _Writer(scales)
-    states = _embed(writer, encoder, shape)
-    for number, layer in enumerate(encoder.layers):
-        states = _write_layer(writer, layer, f"layer.{number}", states, encoder, shape)
-    _write_outputs(writer, states, spec)
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in spec.inputs]
-    if spec.pooling == "graph":
-        sides: list[str | int] = ["batch", spec.dimension]
-    else:
-        sides = ["batch", "sequence", spec.dimension]
-    names = [spec.output, *([spec.raw_output] if spec.raw_output else [])]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in names]
-    if show:
-        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in activation_names(encoder)]
-    graph = helper.make_graph(writer.nodes, "fused", inputs, outputs, writer.tensors)
-    domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    return helper.make_model(graph, opset_imports=domains, ir_version=10, producer_name="me5")
+    return write_graph(Writer(scales), encoder, shape, spec, show=show)
 
 
 def activation_names(encoder: Encoder) -> list[str]:
@@ -89,8 +73,8 @@ def activation_names(encoder: Encoder) -> list[str]:
     return [f"layer.{number}.{part}" for number in range(len(encoder.layers)) for part in parts]
 
 
-class _Writer:
-    """Nodes and tensors as they are written, in order."""
+class Writer:
+    """Nodes and tensors as they are written, in order, with ONNX Runtime's own operators."""
 
     def __init__(self, scales: Mapping[str, InputScale] | None) -> None:
         self.scales = scales
@@ -147,8 +131,59 @@ class _Writer:
         inputs = [states, residual, *names]
         return self.node("SkipLayerNormalization", inputs, output, MICROSOFT, epsilon=epsilon)
 
+    def mask(self) -> str:
+        """The mask as attention takes it, written once."""
+        if not any("mask" in node.output for node in self.nodes):
+            self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+        return "mask"
 
-def _embed(writer: _Writer, encoder: Encoder, shape: Shape) -> str:
+    def gelu(self, states: str, output: str) -> str:
+        return self.node("Gelu", [states], output, MICROSOFT)
+
+    def attention(self, layer: Layer, name: str, states: str, shape: Shape) -> str:
+        output, weights, linear = f"{name}.attended_in", f"{name}.attention", joined(layer)
+        bias = self.floats(f"{weights}.bias", linear.bias)
+        attributes = {"num_heads": shape.heads, "mask_filter_value": MASKED}
+        if self.scales is None:
+            inputs = [states, self.floats(f"{weights}.weight", linear.weight), bias, self.mask()]
+            return self.node("Attention", inputs, output, MICROSOFT, **attributes)
+        data, scale, zero = self.bytes_of(states)
+        rounded, weight_scale, weight_zero = self.weight(weights, linear.weight, states)
+        inputs = [data, rounded, bias, scale, weight_scale, self.mask(), zero, weight_zero]
+        return self.node("QAttention", inputs, output, MICROSOFT, **attributes)
+
+
+def joined(layer: Layer) -> Linear:
+    """Query, key and value as one product: [H, 3 × H]."""
+    parts = (layer.query, layer.key, layer.value)
+    return Linear(
+        np.concatenate([part.weight for part in parts], axis=1), np.concatenate([part.bias for part in parts])
+    )
+
+
+def write_graph(
+    writer: Writer, encoder: Encoder, shape: Shape, spec: ModelSpec, *, show: bool = False
+) -> onnx.ModelProto:
+    """The graph in the words of a writer."""
+    states = _embed(writer, encoder, shape)
+    for number, layer in enumerate(encoder.layers):
+        states = _write_layer(writer, layer, f"layer.{number}", states, encoder, shape)
+    _write_outputs(writer, states, spec)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in spec.inputs]
+    if spec.pooling == "graph":
+        sides: list[str | int] = ["batch", spec.dimension]
+    else:
+        sides = ["batch", "sequence", spec.dimension]
+    names = [spec.output, *([spec.raw_output] if spec.raw_output else [])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in names]
+    if show:
+        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in activation_names(encoder)]
+    graph = helper.make_graph(writer.nodes, "fused", inputs, outputs, writer.tensors)
+    domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=10, producer_name="me5")
+
+
+def _embed(writer: Writer, encoder: Encoder, shape: Shape) -> str:
     data = _write_words(writer, encoder.words)
     table = writer.floats("positions", encoder.positions)
     if encoder.counts_tokens:
@@ -162,12 +197,11 @@ def _embed(writer: _Writer, encoder: Encoder, shape: Shape) -> str:
         length = writer.node("Shape", ["input_ids"], "length", start=1, end=2)
         start = writer.tensor("first", np.array([0]))
         positions = writer.node("Slice", [table, start, length, start], "position_rows")
-    writer.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
     summed = writer.node("Add", [data, positions], "embedded")
     return writer.norm(summed, encoder.norm, "layer.0.attention_in", encoder.epsilon)
 
 
-def _write_words(writer: _Writer, words: Floats) -> str:
+def _write_words(writer: Writer, words: Floats) -> str:
     rows, width = words.shape
     if writer.scales is None:
         return writer.node("Gather", [writer.floats("words", words), "input_ids"], "words.rows", axis=0)
@@ -182,33 +216,19 @@ def _write_words(writer: _Writer, words: Floats) -> str:
     return writer.node("Reshape", [data, writer.tensor("words.shape", np.array([0, 0, width]))], "words.rows")
 
 
-def _write_layer(writer: _Writer, layer: Layer, name: str, states: str, encoder: Encoder, shape: Shape) -> str:
-    attended = _write_attention(writer, layer, name, states, shape)
+def _write_layer(writer: Writer, layer: Layer, name: str, states: str, encoder: Encoder, shape: Shape) -> str:
+    attended = writer.attention(layer, name, states, shape)
     attended = writer.linear(attended, layer.attended, f"{name}.attended")
     middle = writer.residual_norm(attended, states, layer.attention_norm, f"{name}.inner_in", encoder.epsilon)
     inner = writer.linear(middle, layer.inner, f"{name}.inner")
-    inner = writer.node("Gelu", [inner], f"{name}.outer_in", MICROSOFT)
+    inner = writer.gelu(inner, f"{name}.outer_in")
     outer = writer.linear(inner, layer.outer, f"{name}.outer")
     number = int(name.split(".")[1]) + 1
     output = f"layer.{number}.attention_in" if number < len(encoder.layers) else "states"
     return writer.residual_norm(outer, middle, layer.norm, output, encoder.epsilon)
 
 
-def _write_attention(writer: _Writer, layer: Layer, name: str, states: str, shape: Shape) -> str:
-    output, weights = f"{name}.attended_in", f"{name}.attention"
-    weight = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
-    bias = writer.floats(f"{weights}.bias", np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias]))
-    attributes = {"num_heads": shape.heads, "mask_filter_value": MASKED}
-    if writer.scales is None:
-        inputs = [states, writer.floats(f"{weights}.weight", weight), bias, "mask"]
-        return writer.node("Attention", inputs, output, MICROSOFT, **attributes)
-    data, scale, zero = writer.bytes_of(states)
-    rounded, weight_scale, weight_zero = writer.weight(weights, weight, states)
-    inputs = [data, rounded, bias, scale, weight_scale, "mask", zero, weight_zero]
-    return writer.node("QAttention", inputs, output, MICROSOFT, **attributes)
-
-
-def _write_outputs(writer: _Writer, states: str, spec: ModelSpec) -> None:
+def _write_outputs(writer: Writer, states: str, spec: ModelSpec) -> None:
     """Pooling and length one in the words of service/recipe/pooling.py; token states where the gateway pools."""
     if spec.pooling == "mean":
         writer.node("Identity", [states], spec.output)

@@ -95,31 +95,6 @@ def read_encoder(model: onnx.ModelProto) -> Encoder:
     )
 
 
-def unpack_weights(model: onnx.ModelProto) -> None:
-    """Put every matrix of a product, however it is stored, into the graph as a plain float32 tensor, in place."""
-    reader, graph = _Reader(model), model.graph
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] not in reader.tensors:
-            weight = reader.constant(node.input[1])
-            if weight is not None and weight.ndim == 2:
-                name = f"{node.input[1]}_float32"
-                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight), name))
-                node.input[1] = name
-    _remove_unread(graph)
-
-
-def _remove_unread(graph: onnx.GraphProto) -> None:
-    while True:
-        read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
-        unread = [node for node in graph.node if not read & set(node.output)]
-        if not unread:
-            break
-        for node in unread:
-            graph.node.remove(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-
-
 def _layer(linears: list[Linear], norms: list[Norm]) -> Layer:
     query, key, value, attended, inner, outer = linears[:LINEARS_PER_LAYER]
     return Layer(query, key, value, attended, norms[0], inner, outer, norms[1])

@@ -37,9 +37,10 @@ from training.collection import Recipe, Run, Vectors, embed_collection
 from training.errors import ExportError
 from training.export import choose_version, unfinished_version
 from training.fused_graph import Shape, activation_names, fused_graph
-from training.graph_weights import Encoder, read_encoder, unpack_weights
+from training.graph_weights import Encoder, read_encoder
 from training.int8_gate import MEAN_COSINE_MIN, NEIGHBOURS_MIN, WORST_COSINE_MIN, Loss, losses, table
 from training.int8_texts import Texts
+from training.plain_graph import plain_graph
 from training.quantize import quantize_weights
 
 EngineName = Literal["onnx", "openvino"]
@@ -148,9 +149,10 @@ def write_openvino_int8(folder: Path, spec: ModelSpec, batches: list[TokenBatch]
     """nncf's static quantisation with SmoothQuant of the version's own graph; token tables stay as int8 tables."""
     import nncf
 
-    model = onnx.load(folder / MODEL_FILE)
-    # nncf gives a scale to each channel of a weight only where it sees the weight itself.
-    unpack_weights(model)
+    encoder = read_encoder(onnx.load(folder / MODEL_FILE))
+    with tempfile.TemporaryDirectory(prefix="me5-int8-") as scratch:
+        shape = find_shape(encoder, folder, spec, batches[0], Path(scratch))
+    model = plain_graph(encoder, shape, spec)
     quantize_weights(model, matrices=False)
     # Each alone and without padding, which nncf would count as text.
     feeds = [_feed(spec, _row(batch, row)) for batch in batches for row in range(0, batch.rows, FEED_EVERY)]

@@ -111,9 +111,9 @@ def take_ids(
     return Tokens(row.astype(np.int32), counted, counted > max_tokens)
 
 
-def pad(rows: Sequence[NDArray[np.int32]], pad_id: int) -> TokenBatch:
-    """Stack rows of ids int32[n] into one batch as wide as the longest row."""
-    size = max(len(row) for row in rows)
+def pad(rows: Sequence[NDArray[np.int32]], pad_id: int, width: int = 0) -> TokenBatch:
+    """Stack rows of ids int32[n] into one batch as wide as the longest row, or as `width` where that is wider."""
+    size = max(width, *map(len, rows))
     ids = np.full((len(rows), size), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), size), dtype=np.int64)
     for index, row in enumerate(rows):

@@ -30,9 +30,10 @@ from service.engine import Engine, open_engine, usable_cores, vectors_of
 from service.recipe.prompts import format_text
 from service.recipe.spec import TOKENIZER_FILE, load_spec
 from service.recipe.tokens import load_tokenizer, pad, tokenize
+from service.shapes import shapes_of
 
-# Padded tokens a batch: about what fits a core's cache, and four times as many.
-MAX_TOKENS = (256, 1024)
+# Padded tokens a batch: about what fits a core's cache, and up to four times as many.
+MAX_TOKENS = (256, 512, 1024)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,7 +92,8 @@ def rate(engine: Engine, rows: list[Row], clients: int, seconds: float, limits: 
             if not batch:
                 time.sleep(0.0005)
                 continue
-            tokens = pad([row.ids for row in batch], pad_id)
+            width = limits.shapes.width(max(row.length for row in batch))
+            tokens = pad([row.ids for row in batch], pad_id, width)
             vectors_of(engine.run(tokens), tokens)
             work.answer(batch)
 
@@ -119,16 +121,16 @@ def main() -> None:
     random.Random(0).shuffle(rows)
     counts = [int(count) for count in args.clients.split(",")]
     best = dict.fromkeys(counts, 0.0)
-    cores = usable_cores()
+    cores, shapes = usable_cores(), shapes_of(args.engine, spec.max_tokens)
     for streams in sorted({1, cores}):
         engine = open_engine(
             args.folder, spec, engine=args.engine, precision=args.precision, threads=cores, streams=streams
         )
-        rate(engine, rows, max(counts), min(1.0, args.seconds), Limits(max(MAX_TOKENS), streams), spec.pad_id)
+        rate(engine, rows, max(counts), min(1.0, args.seconds), Limits(max(MAX_TOKENS), streams, shapes), spec.pad_id)
         for clients in counts:
             # A lone text makes a batch of one, whatever the limit.
             for max_tokens in MAX_TOKENS[: 1 if clients == 1 else None]:
-                limits = Limits(max_tokens, streams)
+                limits = Limits(max_tokens, streams, shapes)
                 best[clients] = max(best[clients], rate(engine, rows, clients, args.seconds, limits, spec.pad_id))
         engine.close()
     print(json.dumps(best))

@@ -26,7 +26,6 @@ import random
 import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,7 +67,7 @@ class Result:
     spent_s: float = 0.0
     cpu_s: float = 0.0
     latencies_ms: dict[Kind, list[float]] = field(default_factory=lambda: {"queries": [], "passages": []})
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
 
 
 def read_texts(data: Path | None) -> Texts:
@@ -158,7 +157,7 @@ class Generator:
                 error = str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as raised:
             error = type(raised).__name__
-        self.result.errors[error] += 1
+        self.result.errors[error] = self.result.errors.get(error, 0) + 1
         await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
 
