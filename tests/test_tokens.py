@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from service.errors import InvalidInput, ModelFileError
 from service.recipe.prompts import E5_PROMPTS, PromptedText, Role, format_text
-from service.recipe.tokens import load_tokenizer, pad, take_ids, tokenize
+from service.recipe.tokens import FIRST_LOOK_CHARS, load_tokenizer, pad, take_ids, tokenize
 
 PATH = Path(__file__).resolve().parent.parent / "model_repo" / "me5_nano" / "1" / "tokenizer.json"
 TOKENIZER: Tokenizer = load_tokenizer(PATH)
@@ -61,8 +61,27 @@ def test_a_huge_text_is_cut_before_tokenising_and_still_reported(direction: str)
     (row,) = tokenize(TOKENIZER, [prompted("ab " * 300_000)], 512, direction)  # type: ignore[arg-type]
     assert row.truncated
     assert len(row.ids) == 512
-    # 250 characters a token at most: a tenth of this text is never looked at.
-    assert row.counted <= 512 * 250
+    # Most of this text is never looked at.
+    assert row.counted <= FIRST_LOOK_CHARS
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_a_long_text_has_the_tokens_of_the_whole_one(direction: str) -> None:
+    words = [f"word{number}" for number in range(20_000)]
+    (row,) = tokenize(TOKENIZER, [prompted(" ".join(words))], 512, direction)  # type: ignore[arg-type]
+    whole = TOKENIZER.encode("query: " + " ".join(words)).ids
+    assert row.truncated
+    if direction == "right":
+        assert row.ids.tolist()[:-1] == whole[:511]
+    else:
+        assert row.ids.tolist()[-500:] == whole[-500:]
+
+
+def test_a_text_whose_tokens_have_many_characters_is_looked_at_whole() -> None:
+    text = "a" + " " * 60_000 + "b"
+    (row,) = tokenize(TOKENIZER, [prompted(text)], 512)
+    assert not row.truncated
+    assert row.ids.tolist() == TOKENIZER.encode("query: " + text).ids
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,11 @@ Direction = Literal["right", "left"]
 # What a text of 512 tokens can't be longer than. TEI cuts at the same 250 characters a token; without the cut
 # a megabyte of text would be tokenised for the sake of its first few hundred words.
 CHARS_PER_TOKEN_MAX = 250
+# Of a longer text so much is looked at first, which nearly always is enough. To free the library's 30,000 tokens of a
+# text of 128,000 characters alone keeps every other thread waiting for 5 ms.
+FIRST_LOOK_CHARS = 16_384
+# Enough are so many tokens more than are kept: those near the place of the cut may be others in the whole text.
+SPARE_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -72,21 +77,20 @@ def tokenize(
     direction says at which end the text loses tokens; the prompt and the closing token always stay.
     Raises InvalidInput for texts that are no Unicode.
     """
-    limit_chars = max_tokens * CHARS_PER_TOKEN_MAX
-    shortened = [_shorten(item, limit_chars, direction) for item in texts]
-    try:
-        encodings = tokenizer.encode_batch([text for text, _ in shortened])
-    except TypeError as error:
-        wrong = [
-            index for index, (text, _) in enumerate(shortened) if any("\ud800" <= char <= "\udfff" for char in text)
-        ]
-        raise InvalidInput(
-            f"{name_inputs(wrong)}: half of a surrogate pair can't be tokenised; send the text as UTF-8"
-        ) from error
-    return [
-        _cut(encoding, item.prompt_chars, max_tokens, direction, was_cut)
-        for encoding, item, (_, was_cut) in zip(encodings, texts, shortened, strict=True)
-    ]
+    rows: dict[int, Tokens] = {}
+    last_look = max_tokens * CHARS_PER_TOKEN_MAX
+    for limit_chars in (min(FIRST_LOOK_CHARS, last_look), last_look):
+        shortened = {
+            index: _shorten(item, limit_chars, direction) for index, item in enumerate(texts) if index not in rows
+        }
+        encodings = _encode(tokenizer, {index: text for index, (text, _) in shortened.items()})
+        for index, (_, was_cut) in shortened.items():
+            # Freed one by one: other threads run between.
+            encoding = encodings.pop(index)
+            enough = not was_cut or len(encoding) >= max_tokens + SPARE_TOKENS or limit_chars == last_look
+            if enough:
+                rows[index] = _cut(encoding, texts[index].prompt_chars, max_tokens, direction, was_cut)
+    return [rows[index] for index in range(len(texts))]
 
 
 def take_ids(
@@ -122,13 +126,25 @@ def pad(rows: Sequence[NDArray[np.int32]], pad_id: int, width: int = 0) -> Token
     return TokenBatch(ids, mask)
 
 
+def _encode(tokenizer: Tokenizer, texts: Mapping[int, str]) -> dict[int, Encoding]:
+    """The library's encodings by the inputs' places. Raises InvalidInput for texts that are no Unicode."""
+    try:
+        return dict(zip(texts, tokenizer.encode_batch(list(texts.values())), strict=True))
+    except TypeError as error:
+        wrong = [index for index, text in texts.items() if any("\ud800" <= char <= "\udfff" for char in text)]
+        raise InvalidInput(
+            f"{name_inputs(wrong)}: half of a surrogate pair can't be tokenised; send the text as UTF-8"
+        ) from error
+
+
 def _shorten(item: PromptedText, limit_chars: int, direction: Direction) -> tuple[str, bool]:
+    """The prompt and limit_chars of the text, and whether that is less than there is."""
     text = item.text
-    if len(text) <= limit_chars:
+    if len(text) <= item.prompt_chars + limit_chars:
         return text, False
     if direction == "right":
-        return text[:limit_chars], True
-    return text[: item.prompt_chars] + text[item.prompt_chars - limit_chars :], True
+        return text[: item.prompt_chars + limit_chars], True
+    return text[: item.prompt_chars] + text[-limit_chars:], True
 
 
 def _cut(encoding: Encoding, prompt_chars: int, max_tokens: int, direction: Direction, was_cut: bool) -> Tokens:
