@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate clean
+.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -59,6 +59,14 @@ model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
 	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --quick
+
+quality: $(TEST_STAMP)  ## what each engine and precision loses, on the shipped model
+	rm -rf .bench/quality && mkdir -p .bench/quality/me5_nano && cp -r model_repo/me5_nano/1 .bench/quality/me5_nano
+	$(BIN)/python -m training quantize .bench/quality/me5_nano/1 --data "$(ME5_DATA)"
+	for each in onnx/fp32 openvino/bf16 onnx/int8 openvino/int8; do \
+	  $(BIN)/python -m training evaluate .bench/quality/me5_nano/2 --data "$(ME5_DATA)" --quick \
+	    --engine $${each%/*} --precision $${each#*/} || exit 1; \
+	done
 
 clean:  ## the environment and caches; runs/ and model_repo/ stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ from service.errors import (
 from service.jobs import Job
 from service.memory import Predicted, check_memory, memory_limit
 from service.metrics import Metrics
-from service.model import load_model
+from service.model import begin_model
 from service.opening import candidates_for, config_of, limits_of, prove_host
 from service.recipe.golden import prove
 from service.recipe.prompts import Role
@@ -63,7 +63,7 @@ class Embedder:
     def __init__(self, settings: Settings, metrics: Metrics, *, open_host: OpenHost = open_process) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.model = load_model(settings.model, settings.model_repo, verify=False)
+        self.model = begin_model(settings.model, settings.model_repo)
         self.engine: EngineHost | None = None
         self.proof_cosine = 0.0
         # What the gateway and its engine may take at their worst.
@@ -90,15 +90,7 @@ class Embedder:
         for left, choice in enumerate(candidates, start=1 - len(candidates)):
             host: EngineHost | None = None
             try:
-                config, dimension = self._config(choice)
-                self.memory = check_memory(
-                    self.settings,
-                    self.model.spec,
-                    config,
-                    vocabulary=self.model.tokenizer.get_vocab_size(),
-                    limit_bytes=memory_limit(),
-                )
-                host = self.engine = await self._open_host(config, dimension)
+                host = self.engine = await self._open_while_reading(*self._config(choice))
                 await verified
                 self._scheduler.start(host, limits_of(self.settings, self.model.spec, host))
                 cosine = prove(self.model.golden, await self._golden_vectors(), host.precision)
@@ -247,6 +239,26 @@ class Embedder:
 
     def _config(self, choice: Choice) -> tuple[EngineConfig, int]:
         return config_of(self.settings, self.model.folder, choice), self.model.spec.dimension
+
+    async def _open_while_reading(self, config: EngineConfig, dimension: int) -> EngineHost:
+        """Open the engine's host beside the tokenizer, whose size says what memory the gateway will take."""
+        opening = asyncio.ensure_future(self._open_host(config, dimension))
+        try:
+            tokenizer = await asyncio.wrap_future(self.model.reading)
+            self.memory = check_memory(
+                self.settings,
+                self.model.spec,
+                config,
+                vocabulary=tokenizer.get_vocab_size(),
+                limit_bytes=memory_limit(),
+            )
+            return await opening
+        except BaseException:
+            opening.cancel()
+            await asyncio.wait({opening})
+            if not opening.cancelled() and opening.exception() is None:
+                await opening.result().close()
+            raise
 
     async def _open_again(self) -> EngineHost:
         """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""

@@ -113,8 +113,7 @@ def choices(
 
     int8_engines: those for which the version has an int8 graph.   mE5-small's shape, texts a second of 24 tokens on two
     cores with AVX2 alone: ONNX Runtime int8 230, OpenVINO fp32 150, OpenVINO int8 and ONNX Runtime fp32 130. With VNNI
-    OpenVINO's int8 is the faster under load; with bf16 OpenVINO in bf16 is three times fp32. Who installed
-    onnxruntime-gpu wants the GPU.
+    and bf16: OpenVINO int8 500, bf16 375, fp32 235. Who installed onnxruntime-gpu wants the GPU.
     """
     on_cpu = device in ("auto", "cpu")
     if engine == "onnx" and precision == "bf16":

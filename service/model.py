@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +10,27 @@ from tokenizers import Tokenizer
 
 from service.errors import ModelNotFound
 from service.recipe.golden import Golden, load_golden
-from service.recipe.spec import GOLDEN_FILE, SPEC_FILE, TOKENIZER_FILE, ModelSpec, load_spec
+from service.recipe.spec import GOLDEN_FILE, SPEC_FILE, TOKENIZER_FILE, ModelSpec, load_spec, verify_files
 from service.recipe.tokens import load_tokenizer
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model version, weights aside: the folder, the version's name, and the three small files read."""
+    """A model version, weights aside: the folder, the version's name, and the three small files read.
+
+    reading: the tokenizer, in a thread of its own: one of 250,000 entries takes a second, in which the engine opens.
+    """
 
     folder: Path
     version: str
     spec: ModelSpec
-    tokenizer: Tokenizer
     golden: Golden
+    reading: Future[Tokenizer]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Waits until it is read. Raises ModelFileError where it can't be."""
+        return self.reading.result()
 
 
 def find_version(model: str, model_repo: Path) -> Path:
@@ -44,14 +53,20 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{SPEC_FILE}") if path.parent.name.isdecimal())
 
 
-def load_model(model: str, model_repo: Path, *, verify: bool = True) -> Model:
-    """Find and read a version and, with verify, check every file's hash. The weights are the engine's to read."""
+def load_model(model: str, model_repo: Path) -> Model:
+    """Find and read a version, and check every file's hash. The weights are the engine's to read."""
     folder = find_version(model, model_repo)
-    spec = load_spec(folder, verify=verify)
-    return Model(
-        folder=folder,
-        version=folder.name,
-        spec=spec,
-        tokenizer=load_tokenizer(folder / TOKENIZER_FILE),
-        golden=load_golden(folder / GOLDEN_FILE),
-    )
+    verify_files(folder, load_spec(folder, verify=False))
+    found = begin_model(model, model_repo)
+    found.reading.result()
+    return found
+
+
+def begin_model(model: str, model_repo: Path) -> Model:
+    """Find a version and begin to read it; no hash is checked."""
+    folder = find_version(model, model_repo)
+    spec = load_spec(folder, verify=False)
+    reader = ThreadPoolExecutor(1, "tokenizer")
+    reading = reader.submit(load_tokenizer, folder / TOKENIZER_FILE)
+    reader.shutdown(wait=False)
+    return Model(folder, folder.name, spec, load_golden(folder / GOLDEN_FILE), reading)

@@ -30,7 +30,7 @@ LAYERS = [
     ["service.metrics", "service.settings"],
     ["service.batching"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
-    ["service.processor", "service.recipe.prompts", "service.recipe.pooling"],
+    ["service.processor", "service.shapes", "service.recipe.prompts", "service.recipe.pooling"],
     ["service.errors"],
     ["service", "service.api", "service.recipe"],
 ]

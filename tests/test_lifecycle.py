@@ -82,13 +82,15 @@ def in_background(gateway: Gateway, bodies: list[dict[str, object]]) -> Iterator
 
 def test_sigterm_under_load_turns_readiness_red_first_and_answers_all_it_has_accepted() -> None:
     with start_gateway(drain_s=0.5) as gateway, gateway.client() as client:
-        started = time.monotonic()
-        assert send(gateway, bulk(64)).status_code == 200
-        one_s = time.monotonic() - started
+        # The first is slower than all others: the engine prepares itself for what it meets.
+        for _ in range(2):
+            started = time.monotonic()
+            assert send(gateway, bulk(256)).status_code == 200
+            one_s = time.monotonic() - started
         # Work for some seconds, so that the port closes in the middle of it.
         count = max(4, min(60, math.ceil(3.0 / one_s)))
-        with in_background(gateway, [bulk(64)] * count) as answers:
-            assert eventually(lambda: total(scrape(client), "me5_queue_requests") >= count - 1)
+        with in_background(gateway, [bulk(256)] * count) as answers:
+            assert eventually(lambda: total(scrape(client), "me5_queue_requests") >= count // 2)
             gateway.process.send_signal(signal.SIGTERM)
             seen: list[int | None] = []
 
