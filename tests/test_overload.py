@@ -16,8 +16,9 @@ from flood import bulk
 from overload import TIMEOUT_MS, Fairness, Return, Step, come_back, fairness, measure_capacity, ramp, report
 
 SECONDS = 2.5
-# Small requests, so that there are enough of them in so short a time on a busy machine too.
-WORK = bulk(4)
+# Small requests, so that there are enough of them in so short a time on a busy machine too; but not so small that ten
+# times the capacity is more than this process and the gateway can send and refuse on two cores.
+WORK = bulk(12)
 
 
 @pytest.fixture(scope="module")
