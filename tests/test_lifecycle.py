@@ -81,7 +81,7 @@ def in_background(gateway: Gateway, bodies: list[dict[str, object]]) -> Iterator
 
 
 def test_sigterm_under_load_turns_readiness_red_first_and_answers_all_it_has_accepted() -> None:
-    with start_gateway(drain_s=0.5) as gateway, gateway.client() as client:
+    with start_gateway(drain_s=0.5, max_queued_tokens=1_000_000) as gateway, gateway.client() as client:
         # The first is slower than all others: the engine prepares itself for what it meets.
         for _ in range(2):
             started = time.monotonic()
