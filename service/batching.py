@@ -30,12 +30,16 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
+# Of an engine that takes any shape.
 ANY = shapes_of("onnx", 0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_tokens: padded tokens a batch, rows × longest row.   streams: batches the engine computes at a time."""
+    """max_tokens: padded tokens a batch, rows × longest row.   streams: batches the engine computes at a time.
+
+    shapes: what the engine is best given.
+    """
 
     max_tokens: int
     streams: int = 1

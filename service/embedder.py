@@ -99,7 +99,8 @@ class Embedder:
                     await host.close()
                 # An engine that can't open a damaged file says less of it than its hash does.
                 await verified
-                if left == 0:
+                # Another engine would not read the tokenizer any better.
+                if left == 0 or self.model.reading.exception() is not None:
                     raise error if isinstance(error, StartupError) else GoldenMismatch(error.message) from error
                 log.warning("%s is not used: %s", choice, error)
             else:

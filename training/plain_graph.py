@@ -1,7 +1,7 @@
 """An encoder as the graph of standard operators that OpenVINO computes fastest: what its int8 graph is made from.
 
-An exporter's graph says the same with twice as many nodes, and each costs time whenever a batch has another shape than
-the one before. Here query, key and value are one product, and attention is written as OpenVINO looks for it.
+An exporter's graph says the same with half as many nodes again, and each costs time whenever a batch has another shape
+than the one before. Here query, key and value are one product, and attention is written as OpenVINO looks for it.
 """
 
 import numpy as np
