@@ -30,11 +30,11 @@ from service.errors import (
 from service.jobs import Job
 from service.memory import Predicted, check_memory, memory_limit
 from service.metrics import Metrics
-from service.model import begin_model
+from service.model import read_model
 from service.opening import candidates_for, config_of, limits_of, prove_host
 from service.recipe.golden import prove
 from service.recipe.prompts import Role
-from service.recipe.spec import verify_files
+from service.recipe.spec import INT8_FILES, MODEL_FILE, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -63,7 +63,7 @@ class Embedder:
     def __init__(self, settings: Settings, metrics: Metrics, *, open_host: OpenHost = open_process) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.model = begin_model(settings.model, settings.model_repo)
+        self.model = read_model(settings.model, settings.model_repo)
         self.engine: EngineHost | None = None
         self.proof_cosine = 0.0
         # What the gateway and its engine may take at their worst.
@@ -84,21 +84,22 @@ class Embedder:
         """Begin to serve on the best engine that passes the golden proof. Raises StartupError where none does."""
         if self._scheduler.state != "starting":
             return
-        # Half a gigabyte takes a second to hash; the engine opens it meanwhile, and is not asked before.
-        verified = asyncio.create_task(asyncio.to_thread(verify_files, self.model.folder, self.model.spec))
-        candidates = candidates_for(self.settings, self.model.spec)
+        folder, spec = self.model.folder, self.model.spec
+        # The graph is checked by the process that opens it.
+        large = graph_files(spec, MODEL_FILE, *INT8_FILES.values())
+        verify_files(folder, spec, [name for name in spec.files if name not in large])
+        candidates = candidates_for(self.settings, spec)
         for left, choice in enumerate(candidates, start=1 - len(candidates)):
             host: EngineHost | None = None
             try:
                 host = self.engine = await self._open_while_reading(*self._config(choice))
-                await verified
-                self._scheduler.start(host, limits_of(self.settings, self.model.spec, host))
+                self._scheduler.start(host, limits_of(self.settings, spec, host))
                 cosine = prove(self.model.golden, await self._golden_vectors(), host.precision)
             except (GoldenMismatch, ModelFileError, EngineFailed, EngineLost) as error:
                 if host is not None:
                     await host.close()
-                # An engine that can't open a damaged file says less of it than its hash does.
-                await verified
+                # One that ended over a damaged file says less of it than its hash does.
+                await asyncio.to_thread(verify_files, folder, spec)
                 # Another engine would not read the tokenizer any better.
                 if left == 0 or self.model.reading.exception() is not None:
                     raise error if isinstance(error, StartupError) else GoldenMismatch(error.message) from error
@@ -244,6 +245,8 @@ class Embedder:
     async def _open_while_reading(self, config: EngineConfig, dimension: int) -> EngineHost:
         """Open the engine's host beside the tokenizer, whose size says what memory the gateway will take."""
         opening = asyncio.ensure_future(self._open_host(config, dimension))
+        # Its process is under way before the tokenizer's thread keeps this one from everything else.
+        await asyncio.sleep(0)
         try:
             tokenizer = await asyncio.wrap_future(self.model.reading)
             self.memory = check_memory(
@@ -264,7 +267,6 @@ class Embedder:
     async def _open_again(self) -> EngineHost:
         """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""
         assert self._choice is not None
-        await asyncio.to_thread(verify_files, self.model.folder, self.model.spec)
         host = await self._open_host(*self._config(self._choice))
         try:
             async with asyncio.timeout(self.settings.engine_timeout_s):

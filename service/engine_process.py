@@ -136,9 +136,9 @@ class EngineProcess:
     async def close(self) -> None:
         """As EngineHost says."""
         self.kill("closed")
-        if self._watch is not None:
-            await asyncio.wait({self._watch}, timeout=END_TIMEOUT_S)
-            self._watch.cancel()
+        end: asyncio.Task[None] | asyncio.Task[str] = self._watch or asyncio.create_task(self._how_it_ended())
+        await asyncio.wait({end}, timeout=END_TIMEOUT_S)
+        end.cancel()
         for channel in (self._control, *self._slots):
             channel.close()
 

@@ -22,6 +22,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from service.engine import Engine, EngineConfig, open_engine, vectors_of
 from service.errors import Me5Error
-from service.recipe.spec import ModelSpec, load_spec
+from service.recipe.spec import ModelSpec, graph_file, graph_files, load_spec, verify_files
 from service.recipe.tokens import pad
 from service.shapes import Shapes, shapes_of
 
@@ -49,9 +50,11 @@ Open = Callable[[EngineConfig, ModelSpec], tuple[Engine, Engine]]
 def open_engines(config: EngineConfig, spec: ModelSpec) -> tuple[Engine, Engine]:
     """The engine for a lone batch, with every thread, and the one for `streams` batches at a time.
 
-    One and the same where there is one stream: a GPU, or a single core.
+    One and the same where there is one stream: a GPU, or a single core. Raises ModelFileError where the graph's hash
+    is not the spec's.
     """
     folder, cache = Path(config.folder), None if config.cache is None else Path(config.cache)
+    graph = graph_file(folder, spec, config.engine, config.precision)
 
     def opened(streams: int) -> Engine:
         return open_engine(
@@ -65,8 +68,18 @@ def open_engines(config: EngineConfig, spec: ModelSpec) -> tuple[Engine, Engine]
             cache=cache,
         )
 
-    wide = opened(1)
-    return wide, wide if config.streams == 1 else opened(config.streams)
+    # Half a gigabyte takes a third of a second to hash; it is opened meanwhile.
+    with ThreadPoolExecutor(1, "verify") as pool:
+        verified = pool.submit(verify_files, folder, spec, graph_files(spec, graph.name))
+        try:
+            wide = opened(1)
+            narrow = wide if config.streams == 1 else opened(config.streams)
+        except Exception:
+            # An engine that can't open a damaged file says less of it than its hash does.
+            verified.result()
+            raise
+        verified.result()
+    return wide, narrow
 
 
 def main(arguments: list[str], open_both: Open = open_engines) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,16 +17,23 @@ from service.recipe.tokens import load_tokenizer
 
 @dataclass(frozen=True)
 class Model:
-    """A model version, weights aside: the folder, the version's name, and the three small files read.
-
-    reading: the tokenizer, in a thread of its own: one of 250,000 entries takes a second, in which the engine opens.
-    """
+    """A model version, weights aside: the folder, the version's name, and what is in its small files."""
 
     folder: Path
     version: str
     spec: ModelSpec
     golden: Golden
-    reading: Future[Tokenizer]
+
+    @cached_property
+    def reading(self) -> Future[Tokenizer]:
+        """The tokenizer, read in a thread of its own from the first look at this on.
+
+        One of 250,000 entries takes a second, in which no other thread of this process gets to run.
+        """
+        reader = ThreadPoolExecutor(1, "tokenizer")
+        reading = reader.submit(load_tokenizer, self.folder / TOKENIZER_FILE)
+        reader.shutdown(wait=False)
+        return reading
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -55,18 +63,14 @@ def version_numbers(folder: Path) -> list[int]:
 
 def load_model(model: str, model_repo: Path) -> Model:
     """Find and read a version, and check every file's hash. The weights are the engine's to read."""
-    folder = find_version(model, model_repo)
-    verify_files(folder, load_spec(folder, verify=False))
-    found = begin_model(model, model_repo)
+    found = read_model(model, model_repo)
+    verify_files(found.folder, found.spec)
     found.reading.result()
     return found
 
 
-def begin_model(model: str, model_repo: Path) -> Model:
-    """Find a version and begin to read it; no hash is checked."""
+def read_model(model: str, model_repo: Path) -> Model:
+    """Find and read a version; no hash is checked, and the tokenizer waits until it is wanted."""
     folder = find_version(model, model_repo)
     spec = load_spec(folder, verify=False)
-    reader = ThreadPoolExecutor(1, "tokenizer")
-    reading = reader.submit(load_tokenizer, folder / TOKENIZER_FILE)
-    reader.shutdown(wait=False)
-    return Model(folder, folder.name, spec, load_golden(folder / GOLDEN_FILE), reading)
+    return Model(folder, folder.name, spec, load_golden(folder / GOLDEN_FILE))

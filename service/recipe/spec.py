@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -129,12 +130,21 @@ def graph_file(folder: Path, spec: ModelSpec, engine: Literal["onnx", "openvino"
     return path
 
 
-def verify_files(folder: Path, spec: ModelSpec) -> None:
-    """Refuse a version of which a file is missing or is not the one the spec was written with."""
+def graph_files(spec: ModelSpec, *graphs: str) -> list[str]:
+    """These graphs' files, and those beside them that hold their weights."""
+    return [name for name in spec.files if name.startswith(graphs)]
+
+
+def verify_files(folder: Path, spec: ModelSpec, names: Sequence[str] | None = None) -> None:
+    """Refuse a version of which a file is missing or is not the one the spec was written with.
+
+    names: all, unless given.
+    """
     for name in (MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE):
         if name not in spec.files:
             raise ModelFileError(f"{folder / SPEC_FILE} names no {name}; export or pull the model again")
-    for name, expected in spec.files.items():
+    for name in spec.files if names is None else names:
+        expected = spec.files[name]
         try:
             found = file_sha256(folder / name)
         except OSError as error:
