@@ -23,6 +23,7 @@ from service.errors import (
     EngineLost,
     GoldenMismatch,
     InvalidInput,
+    Me5Error,
     ModelFileError,
     StartupError,
     TextTooLong,
@@ -169,7 +170,12 @@ class Embedder:
             remaining=len(tokens),
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
-        await job.done
+        try:
+            await job.done
+        except Me5Error:
+            # The job holds the error, and the error this frame: a ring that would keep every text.
+            del job
+            raise
 
         return Answer(
             vectors=shape(job.vectors, ask),

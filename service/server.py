@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import resource
@@ -17,6 +16,7 @@ import uvicorn
 from service.app import create_app, refuse
 from service.embedder import Embedder, OpenHost, open_process
 from service.errors import Me5Error, SettingsError
+from service.garbage import collect_now_and_then
 from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
 from service.metrics import Metrics
 from service.settings import Settings
@@ -96,10 +96,12 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
         # Connections of a client that keeps them open outlive most of its pauses.
         timeout_keep_alive=75,
     )
-    # What is there now stays: the collector need not walk it again, which would hold the event loop up for 25 ms.
-    gc.freeze()
     log.info("listening on http://%s:%d", *listener.getsockname()[:2])
-    await Server(config, embedder).serve(sockets=[listener])
+    end_collecting = collect_now_and_then()
+    try:
+        await Server(config, embedder).serve(sockets=[listener])
+    finally:
+        end_collecting()
 
 
 def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:

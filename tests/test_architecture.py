@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["service.__main__"],
     ["service.server"],
-    ["service.app", "service.http_protocol"],
+    ["service.app", "service.garbage", "service.http_protocol"],
     ["service.api.openai", "service.api.ops", "service.api.tokenize"],
     ["service.api.embed"],
     ["service.api.answering", "service.api.schema"],
