@@ -75,6 +75,9 @@ class OpenVinoEngine:
         self.device = "CPU"
         self._with_types = "token_type_ids" in spec.inputs
         self._thread = threading.local()
+        # The binding prepares itself at the first run of a process, and two threads that do so at once wait for each
+        # other for ever: one holds the interpreter and waits for the other's C++ initialisation, which waits for it.
+        self.run(TokenBatch(np.full((1, 8), spec.pad_id, dtype=np.int64), np.ones((1, 8), dtype=np.int64)))
 
     def run(self, batch: TokenBatch, *, unit: bool = True) -> NDArray[np.float32]:
         """[B, D] or [B, T, H], as the graph gives it."""
