@@ -19,6 +19,7 @@ from service.errors import (
     EmptyInput,
     InvalidInput,
     MalformedRequest,
+    Me5Error,
     RequestTimeout,
     UnsupportedMediaType,
     name_inputs,
@@ -28,6 +29,8 @@ from service.errors import (
 # largest one still has all of ME5_BODY_TIMEOUT_S.
 BODY_GRACE_S = 5.0
 BODY_BYTES_PER_S = 64 * 1024
+# Of one that is refused, and only received so that its sender sees the answer.
+REFUSED_GRACE_S = 1.0
 
 # Ids that are looked at in one turn of the event loop.
 IDS_A_TURN = 20_000
@@ -173,43 +176,53 @@ async def _read_bytes(request: Request) -> bytearray:
     """The whole body, or BodyTooLarge, RequestTimeout, Overloaded, or why it can't be read."""
     settings = embedder_of(request).settings
     limit_bytes = settings.max_body_bytes
-    encoding = (header_of(request, b"content-encoding") or "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedMediaType(f"a body with content-encoding {encoding[:40]!r} is not read; send plain JSON")
     intake: Intake = request.app.state.intake
-    declared = header_of(request, b"content-length") or ""
-    too_large = declared.isdecimal() and int(declared) > limit_bytes
+    refused = _why_unread(request, limit_bytes)
+    grace_s = BODY_GRACE_S if refused is None else REFUSED_GRACE_S
     # A bytearray grows in place; to join ten megabytes of chunks would hold the event loop for some milliseconds.
     body = bytearray()
     size = 0
     started = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(min(BODY_GRACE_S, settings.body_timeout_s)) as patience:
+        async with asyncio.timeout(min(grace_s, settings.body_timeout_s)) as patience:
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise MalformedRequest("the connection closed before the body was complete")
                 chunk: bytes = message.get("body", b"")
                 size += len(chunk)
-                # What is over the limit is read and dropped: a client that is still sending when the connection
-                # closes sees a broken pipe in place of the answer that says why.
-                if not too_large and size <= limit_bytes:
+                # What is refused is received and dropped: a client that is still sending when the connection closes
+                # sees a broken pipe in place of the answer that says why.
+                if refused is None and size <= limit_bytes:
                     intake.take(request.scope, len(chunk))
                     body += chunk
                 elif size > 8 * limit_bytes:
                     break
                 if not message.get("more_body", False):
                     break
-                patience.reschedule(started + min(BODY_GRACE_S + size / BODY_BYTES_PER_S, settings.body_timeout_s))
+                patience.reschedule(started + min(grace_s + size / BODY_BYTES_PER_S, settings.body_timeout_s))
     except TimeoutError as error:
+        if refused is not None:
+            raise refused from error
         raise RequestTimeout(
             f"the body did not arrive in time: {size} bytes in {asyncio.get_running_loop().time() - started:.1f} s; "
             f"send it faster than {BODY_BYTES_PER_S} bytes/s and within {settings.body_timeout_s:g} s "
             "(ME5_BODY_TIMEOUT_S)"
         ) from error
-    if too_large or size > limit_bytes:
+    if refused is not None:
+        raise refused
+    if size > limit_bytes:
         raise BodyTooLarge(limit_bytes)
     return body
+
+
+def _why_unread(request: Request, limit_bytes: int) -> Me5Error | None:
+    """What the headers alone say against a body."""
+    encoding = (header_of(request, b"content-encoding") or "identity").lower()
+    if encoding != "identity":
+        return UnsupportedMediaType(f"a body with content-encoding {encoding[:40]!r} is not read; send plain JSON")
+    declared = header_of(request, b"content-length") or ""
+    return BodyTooLarge(limit_bytes) if declared.isdecimal() and int(declared) > limit_bytes else None
 
 
 def _explain(error: ValidationError, shape: type[Body]) -> InvalidInput:

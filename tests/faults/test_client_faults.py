@@ -199,7 +199,7 @@ def test_gzip_bombs(faulty: Faulty, saw: Saw) -> None:
         saw,
         counter=series("me5_request_duration_seconds_count", route="/embed", role="none", lane="none", code="415"),
         shown='me5_request_duration_seconds_count{code="415"}',
-        culprits="get 415, their bodies unread",
+        culprits="get 415, their bodies dropped",
     )
     assert got == {415: 50}
     # Unpacked they are five gigabytes.
