@@ -54,7 +54,7 @@ soak: $(TEST_STAMP)  ## memory over SOAK_MINUTES of requests of every length
 	$(BIN)/python tests/benchmarks/memory.py --minutes $(SOAK_MINUTES)
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
-	$(BIN)/python -m training pretrain training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
+	$(BIN)/python -m training bootstrap training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
 	$(BIN)/python -m training export runs/me5_nano/latest --name me5_nano --weights int8 --max-bytes 40000000
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA

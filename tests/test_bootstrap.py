@@ -12,10 +12,10 @@ from transformers import BertConfig, BertModel
 
 from service.recipe.prompts import E5_PROMPTS, format_text
 from service.recipe.tokens import load_tokenizer, tokenize
-from training.config import LayersConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig
+from training.bootstrap import RunExists, SettingsChanged, bootstrap
+from training.bootstrap_config import LayersConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig
 from training.data import keep_open_sources, read_corpus, read_sources
 from training.encoder import TokenRows, build_encoder, chunk_by_length, distinct_ids, embed_rows
-from training.pretrain import RunExists, SettingsChanged, pretrain
 from training.token_vectors import directions
 
 DATA = Path(__file__).parent / "data"
@@ -78,7 +78,7 @@ def config(starting_model) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def checkpoint(config, tmp_path_factory) -> Path:
-    folder = pretrain(config, DATA, tmp_path_factory.mktemp("runs") / "whole", should_stop=lambda: False)
+    folder = bootstrap(config, DATA, tmp_path_factory.mktemp("runs") / "whole", should_stop=lambda: False)
     assert folder is not None
     return folder
 
@@ -109,8 +109,8 @@ def test_a_run_stopped_twice_and_resumed_gives_the_weights_of_an_unbroken_run(co
     # The first stop comes behind the warm start, which polls once a step too.
     for part, stop_behind in enumerate((config.token_vectors.steps + 7, 12)):
         polls = iter([False] * (stop_behind - 1) + [True])
-        pretrain(config, DATA, out, resume=part > 0, should_stop=lambda polls=polls: next(polls))
-    resumed = pretrain(config, DATA, out, resume=True, should_stop=lambda: False)
+        bootstrap(config, DATA, out, resume=part > 0, should_stop=lambda polls=polls: next(polls))
+    resumed = bootstrap(config, DATA, out, resume=True, should_stop=lambda: False)
     assert resumed is not None
     manifests = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (checkpoint, resumed)]
     assert manifests[0] == manifests[1]
@@ -147,26 +147,26 @@ def test_latest_names_the_last_checkpoint_and_only_that_one_keeps_the_state(chec
 
 def test_resuming_where_nothing_is_begins_a_run_and_a_run_stopped_early_goes_on(config, tmp_path):
     out = tmp_path / "new"
-    assert pretrain(config, DATA, out, resume=True, should_stop=lambda: True) is None
-    finished = pretrain(config, DATA, out, resume=True, should_stop=lambda: False)
+    assert bootstrap(config, DATA, out, resume=True, should_stop=lambda: True) is None
+    finished = bootstrap(config, DATA, out, resume=True, should_stop=lambda: False)
     assert finished is not None
     assert finished.name == f"step_{STEPS:06d}"
 
 
 def test_a_run_stopped_during_the_warm_start_writes_no_checkpoint(config, tmp_path):
-    assert pretrain(config, DATA, tmp_path / "early", should_stop=lambda: True) is None
+    assert bootstrap(config, DATA, tmp_path / "early", should_stop=lambda: True) is None
     assert not list((tmp_path / "early").glob("step_*"))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(config, checkpoint):
     with pytest.raises(RunExists, match="--resume"):
-        pretrain(config, DATA, checkpoint.parent, should_stop=lambda: False)
+        bootstrap(config, DATA, checkpoint.parent, should_stop=lambda: False)
 
 
 def test_a_run_is_not_continued_with_other_settings(config, checkpoint):
     other = config.model_copy(update={"layers": config.layers.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(SettingsChanged, match="run.json"):
-        pretrain(other, DATA, checkpoint.parent, resume=True, should_stop=lambda: False)
+        bootstrap(other, DATA, checkpoint.parent, resume=True, should_stop=lambda: False)
 
 
 def tiny_encoder(weights: torch.Tensor) -> tuple[torch.Tensor, BertModel]:

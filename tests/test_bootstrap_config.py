@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import BadTrainConfig, load_config
+from training.bootstrap_config import load_config
+from training.errors import BadTrainConfig
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "training" / "configs" / "me5_nano.toml"
@@ -36,5 +37,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_reading_the_settings_does_not_import_torch():
-    code = "import sys, training.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, training.bootstrap_config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

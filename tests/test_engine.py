@@ -189,6 +189,7 @@ def test_folders_that_are_no_version_are_not_taken_for_one(tmp_path: Path) -> No
     (tmp_path / "notes" / "spec.json").write_text(json.dumps({}))
     assert version_numbers(tmp_path) == [1]
 
+
 AT_ONCE = """
 import sys, threading
 from pathlib import Path

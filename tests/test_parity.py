@@ -70,7 +70,7 @@ def run(*arguments: str) -> None:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A few steps of the real recipe on the pairs in tests/data, by the command; and two of random weights."""
     top = tmp_path_factory.mktemp("checkpoints")
-    run("pretrain", str(DATA / "toy.toml"), "--data", str(DATA), "--out", str(top / "run"))
+    run("bootstrap", str(DATA / "toy.toml"), "--data", str(DATA), "--out", str(top / "run"))
     return {
         "trained": top / "run" / "latest",
         "bert": write_tiny_checkpoint(top / "bert", "bert"),

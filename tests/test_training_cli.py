@@ -29,7 +29,7 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-@pytest.mark.parametrize("command", [[], ["pretrain"], ["export"], ["evaluate"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["bootstrap"], ["export"], ["evaluate"]], ids=" ".join)
 def test_help_works_without_torch(command: list[str]) -> None:
     done = run(*command, "--help", torch=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -43,7 +43,7 @@ def test_a_missing_torch_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     assert "is not installed; pip install -e '.[training]'" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["pretrain", "c.toml", "--out", "runs/x"], ["evaluate", "model_repo/x/1"]])
+@pytest.mark.parametrize("command", [["bootstrap", "c.toml", "--out", "runs/x"], ["evaluate", "model_repo/x/1"]])
 def test_without_a_data_folder_the_error_says_how_to_name_one(command: list[str]) -> None:
     done = run(*command)
     assert (done.returncode, done.stderr) == (2, "error: no data folder; give --data FOLDER, or set ME5_DATA\n")
@@ -65,7 +65,7 @@ def test_a_folder_that_is_no_checkpoint_is_one_line_and_no_traceback(tmp_path: P
 
 def test_a_bad_configuration_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("sead = 3\n", encoding="utf-8")
-    done = run("pretrain", str(tmp_path / "bad.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    done = run("bootstrap", str(tmp_path / "bad.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "sead" in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from service.recipe.prompts import E5_PROMPTS, format_text
 from service.recipe.tokens import tokenize
 from training.batches import Texts, read_prefixes, token_rows
-from training.config import TokenizerConfig
+from training.bootstrap_config import TokenizerConfig
 from training.data import keep_open_sources, read_corpus, read_sources
 from training.token_store import take_bags, tokenize_all
 from training.tokenizer import (

@@ -1,4 +1,4 @@
-"""The command line of training: `python -m training pretrain | export | quantize | evaluate`.
+"""The command line of training: `python -m training bootstrap | prepare | pretrain | export | …`.
 
 Heavy packages are imported inside the commands, so that --help answers at once and without torch.
 """
@@ -33,6 +33,11 @@ class StoredWeights(StrEnum):
     float32 = "float32"
 
 
+class StageName(StrEnum):
+    pretrain = "pretrain"
+    finetune = "finetune"
+
+
 class ProtocolName(StrEnum):
     paper = "paper"
     mteb_current = "mteb-current"
@@ -57,7 +62,7 @@ Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VE
 
 
 @cli.command()
-def pretrain(
+def bootstrap(
     config: Annotated[Path, typer.Argument(help="TOML file, see training/configs/.")],
     data: Data = None,
     out: Annotated[
@@ -66,20 +71,73 @@ def pretrain(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
-    """Train a model on text pairs with a contrastive loss."""
+    """Make a small model from nothing: its tokenizer, token vectors and layers."""
     with one_line_errors():
         folder = data_folder(data)
+        from training.bootstrap import bootstrap as run_bootstrap
+        from training.bootstrap_config import load_config
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        run = out or Path("runs") / config.stem
+        checkpoint = run_bootstrap(settings, data=folder, out=run, resume=resume)
+    if checkpoint is None or checkpoint.name != f"step_{settings.layers.steps:06d}":
+        typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(f"{checkpoint}")
+
+
+@cli.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")],
+    data: Data = None,
+    stage: Annotated[StageName, typer.Option(help="Whose sources.")] = StageName.pretrain,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also those that are there already.")] = False,
+) -> None:
+    """Read the sources of a stage, filter their pairs, and write them so that any pair is found at once."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.prepare import prepare as run_preparation
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        chosen = settings.stage(stage.value)
+        folder = out or Path("data") / settings.name / stage.value
+        run_preparation(chosen.sources, chosen.filter, data=data, out=folder, again=again)
+        typer.echo(f"{folder}")
+
+
+@cli.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the prepared sources; data/NAME/pretrain by default.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of this run; runs/NAME/pretrain by default.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Stage 1: contrastive pre-training on weak pairs with in-batch negatives. Under torchrun, on many processes."""
+    with one_line_errors():
         from training.config import load_config
         from training.pretrain import pretrain as run_pretraining
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
-        run = out or Path("runs") / config.stem
-        checkpoint = run_pretraining(settings, data=folder, out=run, resume=resume)
-    if checkpoint is None or checkpoint.name != f"step_{settings.layers.steps:06d}":
+        run = out or Path("runs") / settings.name / "pretrain"
+        finished = run_pretraining(
+            settings, pairs=pairs or Path("data") / settings.name / "pretrain", out=run, resume=resume
+        )
+    if not finished:
         typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
         raise typer.Exit(STOPPED)
-    typer.echo(f"{checkpoint}")
+    typer.echo(f"{run / 'latest'}")
 
 
 @cli.command()

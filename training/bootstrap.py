@@ -1,4 +1,4 @@
-"""Stage 1, contrastive pre-training: tokenizer, token vectors, then the whole encoder."""
+"""A small model from nothing: tokenizer, token vectors, then the layers, taught by an English encoder."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from service.recipe.tokens import load_tokenizer
 from training.batches import read_prefixes
+from training.bootstrap_config import MixtureConfig, TrainConfig
 from training.checkpoint import describe_run, load_state, save_checkpoint, write_json
-from training.config import MixtureConfig, TrainConfig
 from training.data import Corpus, Source, keep_open_sources, read_corpus, read_sources
 from training.encoder import SLACK, build_encoder
 from training.errors import RunExists, SettingsChanged
@@ -47,14 +47,14 @@ class Material:
     english_store: TokenStore
 
 
-def pretrain(
+def bootstrap(
     config: TrainConfig,
     data: Path,
     out: Path,
     resume: bool = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Path | None:
-    """Train stage 1 and return the folder of the last checkpoint; None when it was stopped before the first one.
+    """Make the model and return the folder of the last checkpoint; None when it was stopped before the first one.
 
     resume: continue what `out` holds, at the step it was stopped at and with the same batches; finished parts of the
     warm start are taken as they are; where there is nothing yet, a new run begins.

@@ -1,17 +1,10 @@
-"""The settings of one training run, read from a TOML file. Imports neither torch nor transformers."""
+"""The settings of `bootstrap`, read from a TOML file. Imports neither torch nor transformers."""
 
-import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from training.errors import BadTrainConfig
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from training.config import Section, read_settings
 
 
 class TokenizerConfig(Section):
@@ -86,7 +79,7 @@ class LayersConfig(Section):
 
 
 class TrainConfig(Section):
-    """One run of stage 1, all parts in the order in which they are done."""
+    """A small model from nothing, all parts in the order in which they are done."""
 
     seed: int = Field(default=1, ge=0)
     # A folder, or `package:NAME` for the `model` folder of an installed Python package.
@@ -101,20 +94,4 @@ class TrainConfig(Section):
 
 def load_config(path: Path) -> TrainConfig:
     """Read a TOML file; BadTrainConfig names every key that is unknown, missing or out of bounds."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadTrainConfig(f"{path} does not exist") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadTrainConfig(f"{path} is not valid TOML: {error}") from error
-    try:
-        return TrainConfig.model_validate(content)
-    except ValidationError as error:
-        findings = "; ".join(explain(item["loc"], item["msg"]) for item in error.errors())
-        raise BadTrainConfig(f"{path}: {findings}") from None
-
-
-def explain(location: tuple[int | str, ...], message: str) -> str:
-    """Name the key of one finding and say what is wrong with it."""
-    key = ".".join(str(part) for part in location)
-    return f"unknown key {key!r}; remove it" if message.startswith("Extra inputs") else f"key {key!r}: {message}"
+    return read_settings(path, TrainConfig)

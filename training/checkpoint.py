@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import BertModel
+from transformers import PreTrainedModel
 
 from service.recipe.prompts import E5_PROMPTS
-from training.config import TrainConfig
+from training.bootstrap_config import TrainConfig
 from training.data import Source
 
 MAX_TOKENS = 512
@@ -90,7 +90,7 @@ def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_se
 def save_checkpoint(
     out: Path,
     step: int,
-    bert: BertModel,
+    bert: PreTrainedModel,
     tokenizer: Tokenizer,
     manifest: dict[str, object],
     state: Mapping[str, object],

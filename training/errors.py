@@ -7,6 +7,7 @@ Me5Error
     ├── StartingModelMissing    the model to start from is not there
     ├── RunExists               the output folder holds another run
     ├── SettingsChanged         a run can only be continued with the settings and the data it was started with
+    ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
     ├── DataError               an evaluation set is missing or damaged
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
@@ -39,6 +40,10 @@ class RunExists(TrainingError):
 
 class SettingsChanged(TrainingError):
     """A run can only be continued with the settings and the data it was started with."""
+
+
+class TrainingDiverged(TrainingError):
+    """A loss or a gradient that is no number; the weights are as they were."""
 
 
 class CheckpointError(TrainingError):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import BertModel
 
 from training.batches import Texts, batch_pairs_of, choose_roles, negatives_of, read_prefixes, token_rows
-from training.config import LayersConfig
+from training.bootstrap_config import LayersConfig
 from training.data import Corpus
 from training.encoder import TokenRows, distinct_ids, embed_rows
 from training.loss import distillation, info_nce_both_ways

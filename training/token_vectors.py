@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from service.recipe.pooling import l2_normalize
 from training.batches import batch_pairs_of
-from training.config import TokenVectorsConfig
+from training.bootstrap_config import TokenVectorsConfig
 from training.data import Corpus
 from training.loss import cosine_distance, info_nce_both_ways
 from training.mixture import Mixture, draw_batch

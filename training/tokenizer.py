@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from training.config import TokenizerConfig
+from training.bootstrap_config import TokenizerConfig
 
 # XLM-R's numbers, so that tools which know XLM-R's tokenizer find the padding where they expect it.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]

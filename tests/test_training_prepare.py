@@ -1,0 +1,149 @@
+"""Preparing pairs: every column, filter and fault of a source, and rows found by their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pair_files import sentence, write_pairs
+
+from training.config import FilterConfig, SourceConfig
+from training.errors import BadTrainingData
+from training.pair_store import ABOUT_FILE, OFFSETS_FILE, PAIRS_FILE, PairRow, PairStore, open_stores, text_key
+from training.prepare import kept, prepare, why_not
+
+QUESTIONS = SourceConfig(path="train/questions.jsonl", pair="question, answer")
+TRANSLATION = SourceConfig(path="train/*.jsonl.gz", query_role="query", positive_role="query", pairs_max=100)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = write_pairs(tmp_path_factory.mktemp("data"))
+    out = data / "prepared"
+    prepare({"questions": QUESTIONS, "translation": TRANSLATION}, FilterConfig(), data=data, out=out)
+    return out
+
+
+def lines(folder: Path, *rows: object) -> Path:
+    (folder / "train").mkdir(exist_ok=True)
+    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    (folder / "train" / "questions.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_rows_lie_language_by_language_and_are_found_by_number(prepared: Path) -> None:
+    questions, translation = open_stores(prepared)
+    assert (questions.about.name, questions.shape.rows) == ("questions", 300)
+    assert (questions.about.query_role, questions.about.positive_role) == ("query", "passage")
+    assert translation.shape.languages == {"en-de": 75, "en-sw": 25}
+    assert [row.positive[:2] for row in translation.rows(np.array([99, 0]))] == ["ku", "xb"]
+    row = questions.rows(np.array([5]))[0]
+    assert "number 5 " in row.query
+    assert row.negatives == [sentence(6), sentence(7)]
+
+
+@pytest.mark.parametrize(
+    ("row", "symmetric", "reason"),
+    [
+        (PairRow("a question", "its answer"), False, None),
+        (PairRow("a", "b" * 500), False, "short"),
+        (PairRow("Same", "same"), False, "identical"),
+        (PairRow("short one", "long " * 40), True, "length ratio"),
+        (PairRow("short one", "long " * 40), False, None),
+    ],
+)
+def test_a_pair_is_dropped_for_its_reason(row: PairRow, symmetric: bool, reason: str | None) -> None:
+    assert why_not("en", row, FilterConfig(), symmetric=symmetric) == reason
+
+
+def test_languages_that_are_not_asked_for_are_counted_and_left_out() -> None:
+    dropped: Counter[str] = Counter()
+    records = iter(
+        [(f"line {n}", {"query": f"q {n}", "positive": f"p {n}", "lang": lang}) for n, lang in enumerate("aab")]
+    )
+    found = list(kept(records, QUESTIONS, FilterConfig(languages=["b"]), dropped))
+    assert [language for language, _ in found] == ["b"]
+    assert dropped == {"language": 2}
+
+
+def test_columns_are_joined_and_the_language_may_be_fixed() -> None:
+    source = SourceConfig(path="x", query=["title"], positive=["head", "body"], language="=fr", negatives="hard")
+    records = iter([("line 1", {"title": "un", "head": "deux", "body": "trois", "hard": "quatre"})])
+    assert list(kept(records, source, FilterConfig(), Counter())) == [("fr", PairRow("un", "deux trois", ["quatre"]))]
+
+
+def test_a_pair_that_comes_again_is_dropped_and_counted(tmp_path: Path) -> None:
+    row = {"query": "One question", "positive": "one answer", "lang": "en"}
+    again = {"query": "one  QUESTION", "positive": "one answer", "lang": "en"}
+    lines(tmp_path, row, again, {"query": "another", "positive": "one answer", "lang": "en"})
+    (about,) = prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    assert (about.languages, about.dropped["duplicate"]) == ({"en": 2}, 1)
+    assert text_key("One question") == text_key("one  QUESTION") != text_key("one question?")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"query": "a b", "lang": "en"}], r"line 1 has no column 'positive'; there are 'query', 'lang'"),
+        ([{"query": "a b", "positive": "c d", "lang": "en"}, "{half"], r"questions.jsonl, line 2 is no JSON"),
+        (["[1]\n"], r"line 1 is no JSON object"),
+        ([], r"the source questions has no pairs left"),
+        ([{"query": "a", "positive": "c d", "lang": "en"}], r"no pairs left; dropped: {'short': 1}"),
+    ],
+)
+def test_a_bad_source_names_file_line_and_column_and_leaves_nothing(
+    tmp_path: Path, rows: list[object], says: str
+) -> None:
+    lines(tmp_path, *rows)
+    with pytest.raises(BadTrainingData, match=says):
+        prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_half_written_archive_is_named(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path)
+    file = data / "train" / "translation.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-2000])
+    source = TRANSLATION.model_copy(update={"pairs_max": None})
+    with pytest.raises(
+        BadTrainingData, match=r"translation.jsonl.gz can't be read behind line \d+: .*; fetch it again"
+    ):
+        prepare({"translation": source}, FilterConfig(), data=data, out=tmp_path / "out")
+
+
+def test_a_file_that_is_not_there_and_a_licence_that_forbids_it(tmp_path: Path) -> None:
+    with pytest.raises(BadTrainingData, match=r"no file in .* matches 'train/questions.jsonl'"):
+        prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    closed = QUESTIONS.model_copy(update={"licence": "CC BY-NC 4.0"})
+    with pytest.raises(BadTrainingData, match="could not be given away; remove the source"):
+        prepare({"questions": closed}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", [PAIRS_FILE, OFFSETS_FILE, ABOUT_FILE])
+def test_a_half_written_store_is_refused_as_it_is_opened(tmp_path: Path, file: str) -> None:
+    data = write_pairs(tmp_path)
+    prepare({"questions": QUESTIONS}, FilterConfig(), data=data, out=tmp_path / "out")
+    path = tmp_path / "out" / "questions" / file
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(BadTrainingData, match="prepare it again"):
+        PairStore(tmp_path / "out" / "questions")
+
+
+def test_a_damaged_row_is_named_by_its_number(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path)
+    prepare({"questions": QUESTIONS}, FilterConfig(), data=data, out=tmp_path / "out")
+    path = tmp_path / "out" / "questions" / PAIRS_FILE
+    content = bytearray(path.read_bytes())
+    content[0] = ord("#")
+    path.write_bytes(content)
+    with pytest.raises(BadTrainingData, match=r"row 0 of .*pairs.jsonl is damaged"):
+        PairStore(tmp_path / "out" / "questions").rows(np.array([0]))
+
+
+def test_a_source_that_is_there_stays_unless_asked_again(prepared: Path, tmp_path: Path) -> None:
+    before = (prepared / "questions" / ABOUT_FILE).stat().st_mtime_ns
+    assert prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=prepared) == []
+    assert (prepared / "questions" / ABOUT_FILE).stat().st_mtime_ns == before

@@ -1,0 +1,279 @@
+"""Stage 1 on toy pairs and a tiny backbone: it learns, resumes to the same bytes, and ends well where it must end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pair_files import write_pairs
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from tiny_checkpoint import write_tiny_checkpoint
+
+from training.config import FilterConfig, MixtureConfig, ModelConfig, PretrainConfig, SourceConfig
+from training.errors import BadTrainConfig, BadTrainingData, RunExists, SettingsChanged, TrainingDiverged, TrainingError
+from training.pair_store import open_stores
+from training.prepare import prepare
+from training.pretrain import pretrain
+from training.schedule import rate_at
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("backbone") / "tiny")
+    # Dropout on, as the published backbones have it: a resumed run must drop what it would have dropped.
+    assert json.loads((folder / "config.json").read_text())["hidden_dropout_prob"] > 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = write_pairs(tmp_path_factory.mktemp("data"))
+    sources = {
+        "translation": SourceConfig(path="train/translation.jsonl.gz", positive_role="query"),
+        "questions": SourceConfig(path="train/questions.jsonl"),
+    }
+    prepare(sources, FilterConfig(), data=data, out=data / "prepared")
+    return data / "prepared"
+
+
+@pytest.fixture(scope="module")
+def config(backbone: Path) -> ModelConfig:
+    return ModelConfig(
+        name="toy",
+        backbone=str(backbone),
+        pretrain=PretrainConfig(
+            batch_pairs=32,
+            steps=STEPS,
+            warmup_steps=4,
+            learning_rate=2e-3,
+            temperature=0.05,
+            max_tokens=48,
+            chunk_tokens=256,
+            precision="fp32",
+            mixture=MixtureConfig(source_exponent=0.5),
+            save_every_steps=8,
+            log_every_steps=4,
+        ),
+    )
+
+
+def changed(config: ModelConfig, **values: object) -> ModelConfig:
+    return config.model_copy(update={"pretrain": config.pretrain.model_copy(update=values)})
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Asked behind every step: stop behind that many."""
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= steps
+
+
+def weights_hash(run: Path) -> str:
+    return hashlib.sha256((run / "latest" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(config: ModelConfig, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without interruption."""
+    run = tmp_path_factory.mktemp("run") / "whole"
+    assert pretrain(config, pairs=pairs, out=run, should_stop=lambda: False)
+    return run
+
+
+def test_the_loss_falls_and_the_model_finds_what_belongs_together(whole: Path, backbone: Path, pairs: Path) -> None:
+    losses = [row["loss"] for row in curve(whole)]
+    assert losses[-1] < 0.7 * losses[0]
+    rows = open_stores(pairs)[1].rows(np.arange(100))
+
+    def hits(folder: Path) -> float:
+        model = SentenceTransformer(str(folder), device="cpu")
+        queries = model.encode([f"query: {row.query}" for row in rows])
+        passages = model.encode([f"query: {row.positive}" for row in rows])
+        return float(((queries @ passages.T).argmax(axis=1) == np.arange(100)).mean())
+
+    assert hits(whole / "latest") > hits(backbone) + 0.1
+
+
+def test_the_manifest_says_what_the_checkpoint_was_made_from(whole: Path, pairs: Path) -> None:
+    manifest = json.loads((whole / "latest" / "run.json").read_text())
+    assert manifest["step"] == STEPS
+    assert manifest["pairs_seen"] == STEPS * 32
+    assert manifest["settings"]["seed"] == 42
+    assert manifest["settings"]["pretrain"]["temperature"] == 0.05
+    assert set(manifest["data"]) == {"translation", "questions"}
+    about = json.loads((pairs / "questions" / "source.json").read_text())
+    assert manifest["data"]["questions"] == about["pairs_sha256"]
+    assert manifest["made_with"]["versions"]["torch"] == torch.__version__
+    assert manifest["weights_sha256"] == weights_hash(whole)
+
+
+def test_position_vectors_stay_where_they_were(whole: Path, backbone: Path) -> None:
+    name = "embeddings.position_embeddings.weight"
+    before, now = (load_file(folder / "model.safetensors") for folder in (backbone, whole / "latest"))
+    assert torch.equal(before[name], now[name])
+    assert not torch.equal(before["embeddings.word_embeddings.weight"], now["embeddings.word_embeddings.weight"])
+
+
+def test_a_run_stopped_ten_times_ends_in_the_same_bytes(
+    config: ModelConfig, pairs: Path, whole: Path, tmp_path: Path
+) -> None:
+    draw = random.Random(5)
+    run, stops = tmp_path / "run", 0
+    while not pretrain(
+        config,
+        pairs=pairs,
+        out=run,
+        resume=True,
+        should_stop=after(draw.randint(1, 2)) if stops < 10 else lambda: False,
+    ):
+        stops += 1
+    assert stops == 10
+    assert weights_hash(run) == weights_hash(whole)
+    assert [row["step"] for row in curve(run)] == sorted({row["step"] for row in curve(run)})
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from training.config import ModelConfig
+from training.pretrain import pretrain
+
+torch.set_num_threads(1)
+stop_at = int(sys.argv[4])
+asked = iter(range(1, 10**6))
+
+def die() -> bool:
+    # Between two steps of one run and in the middle of nothing's being saved: like the kernel's SIGKILL.
+    if next(asked) == stop_at:
+        os.kill(os.getpid(), 9)
+    return False
+
+config = ModelConfig.model_validate_json(Path(sys.argv[1]).read_text())
+pretrain(config, pairs=Path(sys.argv[2]), out=Path(sys.argv[3]), resume=True, should_stop=die)
+"""
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bytes(
+    config: ModelConfig, pairs: Path, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    run = tmp_path / "run"
+    # Killed behind step 11, so that steps 9 to 11 are done again, and while nothing was saved yet.
+    for stop_at, code in ((3, -9), (11, -9), (0, 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(pairs), str(run), str(stop_at)],
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == code
+    assert weights_hash(run) == weights_hash(whole)
+    assert curve(run) == curve(whole)
+
+
+def test_two_processes_train_the_model_of_one(config: ModelConfig, pairs: Path, backbone: Path, tmp_path: Path) -> None:
+    # Without dropout, which falls differently in each process.
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    for file in backbone.iterdir():
+        if file.is_file():
+            (calm / file.name).write_bytes(file.read_bytes())
+    shape = json.loads((calm / "config.json").read_text())
+    (calm / "config.json").write_text(json.dumps(shape | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}))
+    still = changed(config, steps=4).model_copy(update={"backbone": str(calm)})
+    assert pretrain(still, pairs=pairs, out=tmp_path / "one", should_stop=lambda: False)
+    (tmp_path / "config.json").write_text(still.model_dump_json())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(pairs), str(tmp_path / "two"), "0"],
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+    one, two = (load_file(tmp_path / run / "latest" / "model.safetensors") for run in ("one", "two"))
+    for name, weight in one.items():
+        # What a key's offset adds is the same for every token: its gradient is zero but for rounding, which AdamW
+        # makes a whole step of.
+        if name.endswith("key.bias"):
+            continue
+        assert (weight - two[name]).abs().mean() < 1e-5, name
+
+
+def test_settings_that_changed_and_a_folder_in_use_are_refused(
+    config: ModelConfig, pairs: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunExists, match="--resume"):
+        pretrain(config, pairs=pairs, out=whole)
+    with pytest.raises(SettingsChanged, match=r"settings\.pretrain\.temperature differ from those in"):
+        pretrain(changed(config, temperature=0.01), pairs=pairs, out=whole, resume=True)
+    with pytest.raises(BadTrainingData, match="holds no prepared sources"):
+        pretrain(config, pairs=tmp_path, out=tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(
+    config: ModelConfig, pairs: Path, tmp_path: Path
+) -> None:
+    wild = changed(config, learning_rate=1e12, gradient_norm_max=1e12, warmup_steps=0, save_every_steps=1)
+    with pytest.raises(TrainingDiverged, match=r"step \d+: the loss is nan.*learning_rate"):
+        pretrain(wild, pairs=pairs, out=tmp_path / "run", should_stop=lambda: False)
+    weights = load_file(tmp_path / "run" / "latest" / "model.safetensors")
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights.values())
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    config: ModelConfig, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert not pretrain(config, pairs=pairs, out=run, should_stop=after(8))
+    before = weights_hash(run)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.torch.save", full)
+    with pytest.raises(TrainingError, match=r"No space left on device; the one before is whole"):
+        pretrain(config, pairs=pairs, out=run, resume=True, should_stop=lambda: False)
+    monkeypatch.undo()
+    assert weights_hash(run) == before
+    assert pretrain(config, pairs=pairs, out=run, resume=True, should_stop=lambda: False)
+
+
+def test_a_batch_that_can_not_be_shared_is_refused(
+    config: ModelConfig, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pretrain.join_processes", lambda: Three())
+    with pytest.raises(BadTrainConfig, match="batch_pairs 32 can't be shared by 3 processes"):
+        pretrain(config, pairs=pairs, out=tmp_path / "run")
+
+
+class Three:
+    """What of three processes the check looks at."""
+
+    count = 3
+
+
+def test_the_rate_rises_and_falls() -> None:
+    assert [rate_at(step, 10, 2) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    level = [rate_at(step, 100, 10, "warmup_stable_decay", 0.2) for step in (0, 9, 50, 80, 90, 99)]
+    assert level == [0.1, 1.0, 1.0, 1.0, 0.5, 0.05]

@@ -1,0 +1,170 @@
+"""The settings of a model's stages, read from one TOML file. Imports neither torch nor transformers.
+
+Every number that the report (arXiv 2402.05672) publishes is a default here; what it leaves open is our choice, and says
+so. The three sizes differ in learning rates alone: the configs write them out.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.recipe.prompts import Role
+from training.errors import BadTrainConfig
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(Section):
+    """Where pairs of one kind come from. One of `path` and `dataset`."""
+
+    # What a pair is, for people.
+    pair: str = ""
+    # Files of the data folder, with * and ?: .jsonl, .jsonl.gz, .parquet.
+    path: str = ""
+    # A data set of the hub, streamed by the package `datasets`.
+    dataset: str = ""
+    subset: str = ""
+    split: str = "train"
+    revision: str = ""
+    # The names of the columns. Several for the query or the positive are joined by a space, as "title text".
+    query: list[str] = ["query"]
+    positive: list[str] = ["positive"]
+    negatives: str = "negative"
+    # A column, or with "=" before it the language of every pair.
+    language: str = "lang"
+    # How the two sides are prompted. Symmetric pairs, such as translations, have the same on both.
+    query_role: Role = "query"
+    positive_role: Role = "passage"
+    # Pairs read at most.
+    pairs_max: int | None = Field(default=None, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> "SourceConfig":
+        if bool(self.path) == bool(self.dataset):
+            raise ValueError("give one of `path` and `dataset`")
+        return self
+
+
+class FilterConfig(Section):
+    """Which pairs are kept. The lengths are our choice."""
+
+    characters_min: int = Field(default=2, ge=1)
+    # Longer texts are cut, for no token of theirs would be read.
+    characters_max: int = Field(default=4000, gt=1)
+    # Of two translations one is not this many times as long as the other; other pairs may be.
+    length_ratio_max: float = Field(default=6.0, gt=1)
+    # Languages kept, by the name in the data; none means all.
+    languages: list[str] = []
+
+
+class MixtureConfig(Section):
+    """How often sources and languages come up. The report caps each source and does not say how languages are drawn."""
+
+    # Table 1: pools of up to 2.4 billion pairs were cut at 160 million.
+    source_cap: int | None = Field(default=160_000_000, gt=0)
+    source_exponent: float = Field(default=1.0, ge=0, le=1)
+    # Our choice: XLM-R's 0.3 is for learning to write a language, to align one takes less.
+    language_exponent: float = Field(default=0.5, ge=0, le=1)
+
+
+class StageConfig(Section):
+    """What both contrastive stages have. Published: temperature, batch, learning rate; the rest is our choice."""
+
+    batch_pairs: int = Field(gt=1)
+    learning_rate: float = Field(gt=0)
+    temperature: float = Field(default=0.01, gt=0)
+    max_tokens: int = Field(default=128, gt=8, le=512)
+    warmup_steps: int = Field(default=1000, ge=0)
+    schedule: Literal["linear", "warmup_stable_decay"] = "linear"
+    # Of warmup_stable_decay: the share of the steps in which the rate falls.
+    decay_share: float = Field(default=0.1, gt=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_norm_max: float = Field(default=1.0, gt=0)
+    direction: Literal["query_to_passage", "both"] = "query_to_passage"
+    # E5 freezes them, so that texts longer than those it was trained on keep their positions.
+    freeze_positions: bool = True
+    precision: Literal["fp32", "bf16"] = "bf16"
+    # Texts of like length are computed together, up to this many tokens with padding.
+    chunk_tokens: int = Field(default=65_536, gt=0)
+    mixture: MixtureConfig = MixtureConfig()
+    filter: FilterConfig = FilterConfig()
+    sources: dict[str, SourceConfig] = {}
+    save_every_steps: int = Field(default=500, gt=0)
+    log_every_steps: int = Field(default=10, gt=0)
+
+
+class PretrainConfig(StageConfig):
+    """Stage 1: weak pairs, in-batch negatives."""
+
+    batch_pairs: int = Field(default=32_768, gt=1)
+    steps: int = Field(default=30_000, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+
+
+class FinetuneConfig(StageConfig):
+    """Stage 2: labelled pairs, hard negatives, a cross-encoder's scores."""
+
+    batch_pairs: int = Field(default=512, gt=1)
+    epochs: int = Field(default=2, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0)
+    warmup_steps: int = Field(default=400, ge=0)
+    max_tokens: int = Field(default=192, gt=8, le=512)
+    # English E5's; mE5's is not published.
+    hard_negatives: int = Field(default=7, ge=0)
+    # The weight of InfoNCE beside the KL divergence to the teacher, English E5's.
+    alpha: float = Field(default=0.2, ge=0)
+    teacher_temperature: float = Field(default=1.0, gt=0)
+
+
+class ModelConfig(Section):
+    """All stages of one model."""
+
+    name: str
+    seed: int = Field(default=42, ge=0)
+    # A checkpoint folder, or a repository of the hub.
+    backbone: str
+    # Where its tokenizer is, if elsewhere.
+    tokenizer: str = ""
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    def stage(self, name: Literal["pretrain", "finetune"]) -> StageConfig:
+        """The settings of one stage."""
+        return self.pretrain if name == "pretrain" else self.finetune
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def load_config(path: Path) -> ModelConfig:
+    """Read a model's TOML file; BadTrainConfig names every key that is unknown, missing or out of bounds."""
+    return read_settings(path, ModelConfig)
+
+
+def read_settings(path: Path, shape: type[Settings]) -> Settings:
+    """Read a TOML file of this shape."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadTrainConfig(f"{path} does not exist") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadTrainConfig(f"{path} is not valid TOML: {error}") from error
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        findings = "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
+        raise BadTrainConfig(f"{path}: {findings}") from None
+
+
+def _explain(location: tuple[int | str, ...], message: str) -> str:
+    """Name the key of one finding and say what is wrong with it."""
+    key = ".".join(str(part) for part in location)
+    return f"unknown key {key!r}; remove it" if message.startswith("Extra inputs") else f"key {key!r}: {message}"

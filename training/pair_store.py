@@ -1,0 +1,218 @@
+"""Prepared pairs on disk: one folder a source, rows language by language, any row found by its number.
+
+    pairs.jsonl    {"query", "positive", "negatives"} a line
+    offsets.u64    where each line begins, and where the last one ends
+    source.json    languages with their rows, roles, hashes, what was left out and why
+
+Text and not tokens: another backbone, BM25 and a teacher read the same files.
+"""
+
+import hashlib
+import json
+import mmap
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.recipe.prompts import Role
+from training.errors import BadTrainingData
+from training.sampling import SourceShape
+
+PAIRS_FILE, OFFSETS_FILE, ABOUT_FILE = "pairs.jsonl", "offsets.u64", "source.json"
+FORMAT = 1
+# Kept in memory for each language before it is appended to that language's file.
+SPOOL_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A query, the passage that belongs to it, and passages that look right and are wrong."""
+
+    query: str
+    positive: str
+    negatives: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class About:
+    """languages: name → rows, in the order in which they lie.   dropped: reason → pairs."""
+
+    name: str
+    pair: str
+    query_role: Role
+    positive_role: Role
+    licence: str
+    languages: dict[str, int]
+    dropped: dict[str, int]
+    pairs_sha256: str
+    offsets_sha256: str
+
+
+class PairStore:
+    """A prepared source, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises BadTrainingData where a file is missing or half-written."""
+        self.folder = folder
+        try:
+            raw = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+            if raw.pop("format") != FORMAT:
+                raise BadTrainingData(f"{folder / ABOUT_FILE} is not of format {FORMAT}; prepare the source again")
+            self.about = About(**raw)
+            self._offsets = np.memmap(folder / OFFSETS_FILE, dtype=np.uint64, mode="r")
+            with (folder / PAIRS_FILE).open("rb") as stream:
+                self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadTrainingData(f"can't read the prepared source {folder}: {error}; prepare it again") from error
+        rows = self.shape.rows
+        if len(self._offsets) != rows + 1 or int(self._offsets[-1]) != len(self._lines):
+            raise BadTrainingData(
+                f"{folder} is half-written: {ABOUT_FILE} says {rows} rows, {OFFSETS_FILE} has {len(self._offsets) - 1} "
+                f"that end at byte {int(self._offsets[-1])}, {PAIRS_FILE} has {len(self._lines)}; prepare it again"
+            )
+
+    @property
+    def shape(self) -> SourceShape:
+        """Its name, and the rows of each language."""
+        return SourceShape(self.about.name, self.about.languages)
+
+    def rows(self, numbers: NDArray[np.int64]) -> list[PairRow]:
+        """Some rows by their numbers. Raises BadTrainingData where one can't be read."""
+        return [self._row(int(number)) for number in numbers]
+
+    def _row(self, number: int) -> PairRow:
+        line = self._lines[int(self._offsets[number]) : int(self._offsets[number + 1])]
+        try:
+            return PairRow(**orjson.loads(line))
+        except (orjson.JSONDecodeError, TypeError) as error:
+            raise BadTrainingData(
+                f"row {number} of {self.folder / PAIRS_FILE} is damaged: {error}; prepare the source again"
+            ) from error
+
+
+def open_stores(folder: Path) -> list[PairStore]:
+    """Every source under a folder, by name. Raises BadTrainingData where there is none, or one is empty."""
+    stores = [PairStore(path.parent) for path in sorted(folder.glob(f"*/{ABOUT_FILE}"))]
+    if not stores:
+        raise BadTrainingData(f"{folder} holds no prepared sources; make them by `python -m training prepare`")
+    return stores
+
+
+def text_key(text: str) -> int:
+    """A number of 63 bits for a text; equal up to case and white space is equal."""
+    digest = hashlib.blake2b(" ".join(text.lower().split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def write_store(
+    folder: Path,
+    pairs: Iterable[tuple[str, PairRow]],
+    *,
+    name: str,
+    pair: str,
+    roles: tuple[Role, Role],
+    licence: str,
+    dropped: Mapping[str, int],
+) -> About:
+    """Write a source. pairs: language and row, in any order; a pair that came before is dropped.
+
+    dropped: what the reader left out so far, read when all pairs are through. The folder appears when all is written.
+    Raises BadTrainingData where no pair is left.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        spools = _spool(staging, pairs)
+        with (staging / PAIRS_FILE).open("wb") as lines, (staging / OFFSETS_FILE).open("wb") as offsets:
+            languages, duplicates = _join(spools, lines, offsets)
+        for spool in spools.values():
+            spool.unlink()
+        if not languages:
+            raise BadTrainingData(f"the source {name} has no pairs left; dropped: {dict(dropped) or 'none'}")
+        about = About(
+            name=name,
+            pair=pair,
+            query_role=roles[0],
+            positive_role=roles[1],
+            licence=licence,
+            languages=languages,
+            dropped={**dropped, "duplicate": duplicates},
+            pairs_sha256=_sha256(staging / PAIRS_FILE),
+            offsets_sha256=_sha256(staging / OFFSETS_FILE),
+        )
+        (staging / ABOUT_FILE).write_text(
+            json.dumps({"format": FORMAT, **asdict(about)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return about
+
+
+def _spool(staging: Path, pairs: Iterable[tuple[str, PairRow]]) -> dict[str, Path]:
+    """One file a language, as the pairs come."""
+    files: dict[str, Path] = {}
+    waiting: dict[str, bytearray] = {}
+
+    def flush(language: str) -> None:
+        with files[language].open("ab") as stream:
+            stream.write(waiting[language])
+        waiting[language] = bytearray()
+
+    for language, row in pairs:
+        if language not in files:
+            files[language] = staging / f"spool{len(files)}"
+            waiting[language] = bytearray()
+        waiting[language] += orjson.dumps(asdict(row), option=orjson.OPT_APPEND_NEWLINE)
+        if len(waiting[language]) > SPOOL_BYTES:
+            flush(language)
+    for language in files:
+        flush(language)
+    return files
+
+
+def _join(spools: Mapping[str, Path], lines: BinaryIO, offsets: BinaryIO) -> tuple[dict[str, int], int]:
+    """The languages' files one after another, each pair once. Returns rows by language, and how many came again."""
+    languages: dict[str, int] = {}
+    position, duplicates = 0, 0
+    offsets.write(np.uint64(0).tobytes())
+    for language in sorted(spools):
+        keys = np.fromiter((_pair_key(line) for line in _lines(spools[language])), dtype=np.uint64)
+        first = np.zeros(len(keys), dtype=bool)
+        first[np.unique(keys, return_index=True)[1]] = True
+        for line, wanted in zip(_lines(spools[language]), first.tolist(), strict=True):
+            if wanted:
+                lines.write(line)
+                position += len(line)
+                offsets.write(np.uint64(position).tobytes())
+        languages[language] = int(first.sum())
+        duplicates += int((~first).sum())
+    return languages, duplicates
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        yield from stream
+
+
+def _pair_key(line: bytes) -> int:
+    row = orjson.loads(line)
+    return text_key(f"{row['query']}\n\n{row['positive']}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hashes_of(stores: Sequence[PairStore]) -> dict[str, str]:
+    """Source → hash of its pairs, for the run's manifest."""
+    return {store.about.name: store.about.pairs_sha256 for store in stores}

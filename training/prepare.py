@@ -1,0 +1,184 @@
+"""From a source as it comes to prepared pairs: read the columns, keep what passes the filters, count the rest."""
+
+import gzip
+import importlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tqdm import tqdm
+
+from training.config import FilterConfig, SourceConfig
+from training.data import is_licence_open
+from training.errors import BadTrainingData
+from training.pair_store import ABOUT_FILE, About, PairRow, write_store
+
+logger = logging.getLogger(__name__)
+
+Record = Mapping[str, Any]
+
+
+def prepare(
+    sources: Mapping[str, SourceConfig], filters: FilterConfig, *, data: Path | None, out: Path, again: bool = False
+) -> list[About]:
+    """Prepare every source of a stage under `out`; those that are there already stay, unless `again`.
+
+    data: the folder of the sources' paths. Raises BadTrainingData with the file, the line and the column.
+    """
+    if not sources:
+        raise BadTrainingData("the stage names no sources; add a section [pretrain.sources.NAME]")
+    written = []
+    for name, source in sources.items():
+        if (out / name / ABOUT_FILE).is_file() and not again:
+            logger.info("%s is there already", name)
+            continue
+        if not is_licence_open(source.licence):
+            raise BadTrainingData(
+                f"source {name} has the licence {source.licence!r}: a model trained on it could not be given away; "
+                "remove the source"
+            )
+        dropped: Counter[str] = Counter()
+        pairs = tqdm(kept(records_of(name, source, data), source, filters, dropped), desc=name, unit=" pairs")
+        about = write_store(
+            out / name,
+            pairs,
+            name=name,
+            pair=source.pair,
+            roles=(source.query_role, source.positive_role),
+            licence=source.licence,
+            dropped=dropped,
+        )
+        logger.info("%s: %d pairs, dropped %s", name, sum(about.languages.values()), about.dropped)
+        written.append(about)
+    return written
+
+
+def kept(
+    records: Iterator[tuple[str, Record]], source: SourceConfig, filters: FilterConfig, dropped: Counter[str]
+) -> Iterator[tuple[str, PairRow]]:
+    """The pairs that pass, with their languages; the others are counted in `dropped`.
+
+    records: where each stands (for errors), and its columns.
+    """
+    read = 0
+    for place, record in records:
+        language, row = pair_of(place, record, source)
+        reason = why_not(language, row, filters, symmetric=source.query_role == source.positive_role)
+        if reason is not None:
+            dropped[reason] += 1
+            continue
+        limit = filters.characters_max
+        yield language, PairRow(row.query[:limit], row.positive[:limit], [text[:limit] for text in row.negatives])
+        read += 1
+        if read == source.pairs_max:
+            return
+
+
+def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, PairRow]:
+    """Language and texts of one record, as the source's columns say."""
+
+    def text(columns: list[str]) -> str:
+        return " ".join(part for column in columns if (part := str(_column(place, record, column)).strip()))
+
+    fixed = source.language.startswith("=")
+    language = source.language[1:] if fixed else str(_column(place, record, source.language))
+    wrong = record.get(source.negatives) or []
+    negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong]
+    return language, PairRow(text(source.query), text(source.positive), negatives)
+
+
+def _column(place: str, record: Record, column: str) -> Any:
+    value = record.get(column)
+    if value is None:
+        raise BadTrainingData(f"{place} has no column {column!r}; there are {', '.join(map(repr, record)) or 'none'}")
+    return value
+
+
+def why_not(language: str, row: PairRow, filters: FilterConfig, *, symmetric: bool) -> str | None:
+    """The reason to drop a pair, or None."""
+    if filters.languages and language not in filters.languages:
+        return "language"
+    shorter, longer = sorted((len(row.query), len(row.positive)))
+    if shorter < filters.characters_min:
+        return "short"
+    if row.query.casefold() == row.positive.casefold():
+        return "identical"
+    # A passage may be far longer than its question; a translation that is has lost or gained something.
+    if symmetric and longer > filters.length_ratio_max * shorter:
+        return "length ratio"
+    return None
+
+
+def records_of(name: str, source: SourceConfig, data: Path | None) -> Iterator[tuple[str, Record]]:
+    """Every record of a source, with where it stands."""
+    if source.dataset:
+        yield from _streamed(source)
+        return
+    if data is None:
+        raise BadTrainingData(f"source {name} is a file; give --data FOLDER, or set ME5_DATA")
+    files = sorted(data.glob(source.path))
+    if not files:
+        raise BadTrainingData(f"source {name}: no file in {data} matches {source.path!r}")
+    for file in files:
+        yield from _reader_of(file)(file)
+
+
+def _reader_of(file: Path) -> Callable[[Path], Iterator[tuple[str, Record]]]:
+    if file.name.endswith((".jsonl", ".jsonl.gz")):
+        return _json_lines
+    if file.suffix == ".parquet":
+        return _parquet
+    raise BadTrainingData(f"{file}: only .jsonl, .jsonl.gz and .parquet can be read")
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, Record]]:
+    number = 0
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                record = orjson.loads(line)
+                if not isinstance(record, dict):
+                    raise BadTrainingData(f"{file}, line {number} is no JSON object")
+                yield f"{file}, line {number}", record
+        except orjson.JSONDecodeError as error:
+            raise BadTrainingData(f"{file}, line {number} is no JSON: {error}") from error
+        except (OSError, EOFError) as error:
+            raise BadTrainingData(f"{file} can't be read behind line {number}: {error}; fetch it again") from error
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Record]]:
+    parquet = _imported("pyarrow.parquet")
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", record
+    except OSError as error:
+        raise BadTrainingData(f"{file} can't be read behind row {number}: {error}; fetch it again") from error
+
+
+def _streamed(source: SourceConfig) -> Iterator[tuple[str, Record]]:
+    datasets = _imported("datasets")
+    try:
+        stream = datasets.load_dataset(
+            source.dataset,
+            source.subset or None,
+            split=source.split,
+            revision=source.revision or None,
+            streaming=True,
+        )
+        for number, record in enumerate(stream):
+            yield f"{source.dataset}, record {number}", record
+    except (OSError, ValueError) as error:
+        raise BadTrainingData(f"the data set {source.dataset} can't be read: {error}") from error
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise BadTrainingData(f"{name} is not installed; pip install -e '.[training,data]'") from error
