@@ -75,6 +75,7 @@ def main() -> None:
     if processes.is_first:
         torch.save(found, Path(sys.argv[1]))
     processes.wait()
+    processes.leave()
 
 
 if __name__ == "__main__":

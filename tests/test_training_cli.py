@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from pair_files import write_pairs
+from tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 # As on a machine with the gateway only. None in sys.modules makes an import fail like a missing package.
@@ -29,9 +31,12 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-@pytest.mark.parametrize("command", [[], ["bootstrap"], ["export"], ["evaluate"]], ids=" ".join)
-def test_help_works_without_torch(command: list[str]) -> None:
-    done = run(*command, "--help", torch=False)
+COMMANDS = ["", "bootstrap", "prepare", "pretrain", "finetune", "export", "quantize", "evaluate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_works_without_torch(command: str) -> None:
+    done = run(*command.split(), "--help", torch=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: python -m training" in done.stdout
 
@@ -69,3 +74,38 @@ def test_a_bad_configuration_is_one_line_and_no_traceback(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "sead" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_prepare_pretrain_and_finetune_are_one_road(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "pairs")
+    backbone = write_tiny_checkpoint(tmp_path / "backbone")
+    stages = {"pretrain": "steps = 3", "finetune": "epochs = 1\nhard_negatives = 2"}
+    config = tmp_path / "toy.toml"
+    config.write_text(
+        f'name = "toy"\nbackbone = "{backbone}"\n'
+        + "".join(
+            f'[{stage}]\nbatch_pairs = 50\nprecision = "fp32"\nwarmup_steps = 1\n{extra}\n'
+            f'[{stage}.sources.questions]\npath = "train/questions.jsonl"\n'
+            for stage, extra in stages.items()
+        )
+    )
+    for stage in stages:
+        prepared, run_folder = str(tmp_path / "prepared" / stage), str(tmp_path / "run" / stage)
+        done = run("prepare", str(config), "--stage", stage, "--data", str(data), "--out", prepared)
+        assert (done.returncode, done.stdout) == (0, f"{prepared}\n"), done.stderr
+        start = ["--start", str(tmp_path / "run" / "pretrain" / "latest")] if stage == "finetune" else []
+        done = run(stage, str(config), *start, "--pairs", prepared, "--out", run_folder)
+        assert (done.returncode, done.stdout) == (0, f"{run_folder}/latest\n"), done.stderr
+    done = run(
+        "export", str(tmp_path / "run" / "finetune" / "latest"), "--name", "toy", "--out", str(tmp_path / "repo")
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "repo" / "toy" / "1" / "model.onnx").is_file()
+
+
+def test_a_stage_whose_pairs_are_not_prepared_says_how(tmp_path: Path) -> None:
+    config = tmp_path / "toy.toml"
+    config.write_text('name = "toy"\nbackbone = "nowhere"\n')
+    done = run("pretrain", str(config), "--pairs", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds no prepared sources; make them by `python -m training prepare`" in done.stderr

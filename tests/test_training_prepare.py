@@ -75,6 +75,22 @@ def test_columns_are_joined_and_the_language_may_be_fixed() -> None:
     assert list(kept(records, source, FilterConfig(), Counter())) == [("fr", PairRow("un", "deux trois", ["quatre"]))]
 
 
+def test_parquet_files_and_streamed_data_sets_give_what_lines_give(prepared: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path)
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = datasets.load_dataset("json", data_files=str(data / "train" / "questions.jsonl"), split="train")
+    rows.to_parquet(data / "train" / "questions.parquet")
+    (tmp_path / "hub").mkdir()
+    rows.to_parquet(tmp_path / "hub" / "train.parquet")
+    sources = {
+        "parquet": SourceConfig(path="train/*.parquet"),
+        "streamed": SourceConfig(dataset=str(tmp_path / "hub")),
+    }
+    for about in prepare(sources, FilterConfig(), data=data, out=tmp_path / "out"):
+        assert about.pairs_sha256 == PairStore(prepared / "questions").about.pairs_sha256
+
+
 def test_a_pair_that_comes_again_is_dropped_and_counted(tmp_path: Path) -> None:
     row = {"query": "One question", "positive": "one answer", "lang": "en"}
     again = {"query": "one  QUESTION", "positive": "one answer", "lang": "en"}
@@ -91,6 +107,10 @@ def test_a_pair_that_comes_again_is_dropped_and_counted(tmp_path: Path) -> None:
         ([{"query": "a b", "positive": "c d", "lang": "en"}, "{half"], r"questions.jsonl, line 2 is no JSON"),
         (["[1]\n"], r"line 1 is no JSON object"),
         ([], r"the source questions has no pairs left"),
+        (
+            [{"query": "a b", "positive": "c d", "negative": ["e"], "scores": [1.0], "lang": "en"}],
+            r"line 1 has 1 scores and 1 negatives",
+        ),
         ([{"query": "a", "positive": "c d", "lang": "en"}], r"no pairs left; dropped: {'short': 1}"),
     ],
 )

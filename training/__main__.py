@@ -61,6 +61,15 @@ Data = Annotated[
 Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION) or a checkpoint folder.")]
 
 
+Config = Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")]
+Pairs = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of this run; runs/NAME/STAGE by default.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+
+
 @cli.command()
 def bootstrap(
     config: Annotated[Path, typer.Argument(help="TOML file, see training/configs/.")],
@@ -89,7 +98,7 @@ def bootstrap(
 
 @cli.command()
 def prepare(
-    config: Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")],
+    config: Config,
     data: Data = None,
     stage: Annotated[StageName, typer.Option(help="Whose sources.")] = StageName.pretrain,
     out: Annotated[
@@ -112,27 +121,45 @@ def prepare(
 
 
 @cli.command()
-def pretrain(
-    config: Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")],
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the prepared sources; data/NAME/pretrain by default.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of this run; runs/NAME/pretrain by default.", show_default=False)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-) -> None:
+def pretrain(config: Config, pairs: Pairs = None, out: Out = None, resume: Resume = False) -> None:
     """Stage 1: contrastive pre-training on weak pairs with in-batch negatives. Under torchrun, on many processes."""
+    _run_stage(StageName.pretrain, config, pairs, out, None, resume)
+
+
+@cli.command()
+def finetune(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
+    ] = None,
+    pairs: Pairs = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Stage 2: labelled pairs with hard negatives and, where they are scored, a cross-encoder's ranking of them."""
+    _run_stage(StageName.finetune, config, pairs, out, start, resume)
+
+
+def _run_stage(
+    stage: StageName, config: Path, pairs: Path | None, out: Path | None, start: Path | None, resume: bool
+) -> None:
     with one_line_errors():
         from training.config import load_config
-        from training.pretrain import pretrain as run_pretraining
+        from training.stages import train_stage
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
-        run = out or Path("runs") / settings.name / "pretrain"
-        finished = run_pretraining(
-            settings, pairs=pairs or Path("data") / settings.name / "pretrain", out=run, resume=resume
+        run = out or Path("runs") / settings.name / stage
+        if stage is StageName.finetune:
+            start = start or Path("runs") / settings.name / "pretrain" / "latest"
+        finished = train_stage(
+            settings,
+            stage.value,
+            pairs=pairs or Path("data") / settings.name / stage,
+            out=run,
+            start=start,
+            resume=resume,
         )
     if not finished:
         typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)

@@ -36,6 +36,8 @@ class SourceConfig(Section):
     query: list[str] = ["query"]
     positive: list[str] = ["positive"]
     negatives: str = "negative"
+    # Of a cross-encoder: of the positive, then of each negative.
+    scores: str = "scores"
     # A column, or with "=" before it the language of every pair.
     language: str = "lang"
     # How the two sides are prompted. Symmetric pairs, such as translations, have the same on both.
@@ -117,6 +119,8 @@ class FinetuneConfig(StageConfig):
     learning_rate: float = Field(default=3e-5, gt=0)
     warmup_steps: int = Field(default=400, ge=0)
     max_tokens: int = Field(default=192, gt=8, le=512)
+    # Epochs show every pair as often as any other.
+    mixture: MixtureConfig = MixtureConfig(source_cap=None, language_exponent=1.0)
     # English E5's; mE5's is not published.
     hard_negatives: int = Field(default=7, ge=0)
     # The weight of InfoNCE beside the KL divergence to the teacher, English E5's.
@@ -136,11 +140,12 @@ class ModelConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
 
-    def stage(self, name: Literal["pretrain", "finetune"]) -> StageConfig:
+    def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":
         """The settings of one stage."""
         return self.pretrain if name == "pretrain" else self.finetune
 
 
+Stage = Literal["pretrain", "finetune"]
 Settings = TypeVar("Settings", bound=Section)
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # Terms under which a trained model could not be given away.
 RESTRICTED_LICENCE = re.compile(r"research|non-?commercial|\bNC\b|academic use", re.IGNORECASE)
 NO_TEXT = -1
+MANIFEST_FILE = "MANIFEST.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Corpus:
 
 def read_sources(data: Path) -> list[Source]:
     """List the training files of a data folder, in the order of the manifest."""
-    manifest_path = data / "MANIFEST.json"
+    manifest_path = data / MANIFEST_FILE
     if not manifest_path.is_file():
         raise BadTrainingData(f"{manifest_path} is missing; --data needs the folder that holds MANIFEST.json")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Prepared pairs on disk: one folder a source, rows language by language, any row found by its number.
 
-    pairs.jsonl    {"query", "positive", "negatives"} a line
+    pairs.jsonl    {"query", "positive", "negatives", "scores"} a line
     offsets.u64    where each line begins, and where the last one ends
     source.json    languages with their rows, roles, hashes, what was left out and why
 
@@ -33,16 +33,23 @@ SPOOL_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class PairRow:
-    """A query, the passage that belongs to it, and passages that look right and are wrong."""
+    """A query, the passage that belongs to it, and passages that look right and are wrong.
+
+    scores: a cross-encoder's, of the query with its positive and then with each negative; none where nobody was asked.
+    """
 
     query: str
     positive: str
     negatives: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class About:
-    """languages: name → rows, in the order in which they lie.   dropped: reason → pairs."""
+    """languages: name → rows, in the order in which they lie.   dropped: reason → pairs.
+
+    negatives: that every row has at least.   scored: whether every row has its scores.
+    """
 
     name: str
     pair: str
@@ -50,6 +57,8 @@ class About:
     positive_role: Role
     licence: str
     languages: dict[str, int]
+    negatives: int
+    scored: bool
     dropped: dict[str, int]
     pairs_sha256: str
     offsets_sha256: str
@@ -129,7 +138,8 @@ def write_store(
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        spools = _spool(staging, pairs)
+        tally = _Tally()
+        spools = _spool(staging, tally.watch(pairs))
         with (staging / PAIRS_FILE).open("wb") as lines, (staging / OFFSETS_FILE).open("wb") as offsets:
             languages, duplicates = _join(spools, lines, offsets)
         for spool in spools.values():
@@ -143,6 +153,8 @@ def write_store(
             positive_role=roles[1],
             licence=licence,
             languages=languages,
+            negatives=tally.negatives or 0,
+            scored=tally.scored,
             dropped={**dropped, "duplicate": duplicates},
             pairs_sha256=_sha256(staging / PAIRS_FILE),
             offsets_sha256=_sha256(staging / OFFSETS_FILE),
@@ -155,6 +167,21 @@ def write_store(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return about
+
+
+class _Tally:
+    """What all rows have in common, taken as they pass."""
+
+    def __init__(self) -> None:
+        self.negatives: int | None = None
+        self.scored = True
+
+    def watch(self, pairs: Iterable[tuple[str, PairRow]]) -> Iterator[tuple[str, PairRow]]:
+        for language, row in pairs:
+            count = len(row.negatives)
+            self.negatives = count if self.negatives is None else min(self.negatives, count)
+            self.scored = self.scored and len(row.scores) == 1 + count
+            yield language, row
 
 
 def _spool(staging: Path, pairs: Iterable[tuple[str, PairRow]]) -> dict[str, Path]:

@@ -4,7 +4,7 @@ import gzip
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import orjson
 from tqdm import tqdm
 
 from training.config import FilterConfig, SourceConfig
-from training.data import is_licence_open
+from training.data import MANIFEST_FILE, is_licence_open, read_sources
 from training.errors import BadTrainingData
 from training.pair_store import ABOUT_FILE, About, PairRow, write_store
 
@@ -71,7 +71,8 @@ def kept(
             dropped[reason] += 1
             continue
         limit = filters.characters_max
-        yield language, PairRow(row.query[:limit], row.positive[:limit], [text[:limit] for text in row.negatives])
+        negatives = [text[:limit] for text in row.negatives]
+        yield language, PairRow(row.query[:limit], row.positive[:limit], negatives, row.scores)
         read += 1
         if read == source.pairs_max:
             return
@@ -87,7 +88,13 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
     language = source.language[1:] if fixed else str(_column(place, record, source.language))
     wrong = record.get(source.negatives) or []
     negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong]
-    return language, PairRow(text(source.query), text(source.positive), negatives)
+    scores = [float(score) for score in record.get(source.scores) or []]
+    if scores and len(scores) != 1 + len(negatives):
+        raise BadTrainingData(
+            f"{place} has {len(scores)} scores and {len(negatives)} negatives; wanted is the positive's score and then "
+            "one for each negative"
+        )
+    return language, PairRow(text(source.query), text(source.positive), negatives, scores)
 
 
 def _column(place: str, record: Record, column: str) -> Any:
@@ -122,8 +129,21 @@ def records_of(name: str, source: SourceConfig, data: Path | None) -> Iterator[t
     files = sorted(data.glob(source.path))
     if not files:
         raise BadTrainingData(f"source {name}: no file in {data} matches {source.path!r}")
+    _refuse_closed(name, files, data)
     for file in files:
         yield from _reader_of(file)(file)
+
+
+def _refuse_closed(name: str, files: Sequence[Path], data: Path) -> None:
+    """Raise BadTrainingData where the data folder's manifest says that a file is for research only."""
+    if (data / MANIFEST_FILE).is_file():
+        licences = {listed.path: listed.licence for listed in read_sources(data)}
+        for file in files:
+            if not is_licence_open(licences.get(file, "")):
+                raise BadTrainingData(
+                    f"source {name}: {file} has the licence {licences[file]!r}: a model trained on it could not be "
+                    "given away; choose other files"
+                )
 
 
 def _reader_of(file: Path) -> Callable[[Path], Iterator[tuple[str, Record]]]:
@@ -181,4 +201,4 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise BadTrainingData(f"{name} is not installed; pip install -e '.[training,data]'") from error
+        raise BadTrainingData(f"{name} is not installed; pip install -e '.[training]'") from error

@@ -47,6 +47,11 @@ class Processes:
         if self.count > 1:
             dist.barrier()
 
+    def leave(self) -> None:
+        """End the group: a process that just ends may do so while its threads still talk to the others."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
 
 def join_processes() -> Processes:
     """Join the group that torchrun's variables describe; without them this process is alone."""

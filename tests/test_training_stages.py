@@ -1,4 +1,4 @@
-"""Stage 1 on toy pairs and a tiny backbone: it learns, resumes to the same bytes, and ends well where it must end."""
+"""Both stages on toy pairs and a tiny backbone: they learn, resume to the same bytes, and end well where they must."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pair_files import write_pairs
+from pair_files import THINGS, write_pairs
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_checkpoint import write_tiny_checkpoint
 
-from training.config import FilterConfig, MixtureConfig, ModelConfig, PretrainConfig, SourceConfig
-from training.errors import BadTrainConfig, BadTrainingData, RunExists, SettingsChanged, TrainingDiverged, TrainingError
-from training.pair_store import open_stores
+from training.config import FilterConfig, FinetuneConfig, MixtureConfig, ModelConfig, PretrainConfig, SourceConfig
+from training.errors import (
+    BadTrainConfig,
+    BadTrainingData,
+    RunExists,
+    SettingsChanged,
+    StartingModelMissing,
+    TrainingDiverged,
+    TrainingError,
+)
+from training.pair_store import PairRow, open_stores
 from training.prepare import prepare
-from training.pretrain import pretrain
 from training.schedule import rate_at
+from training.stages import choose_negatives, train_stage
 
 STEPS = 24
 
@@ -92,7 +100,7 @@ def curve(run: Path) -> list[dict[str, float]]:
 def whole(config: ModelConfig, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption."""
     run = tmp_path_factory.mktemp("run") / "whole"
-    assert pretrain(config, pairs=pairs, out=run, should_stop=lambda: False)
+    assert train_stage(config, "pretrain", pairs=pairs, out=run, should_stop=lambda: False)
     return run
 
 
@@ -135,8 +143,9 @@ def test_a_run_stopped_ten_times_ends_in_the_same_bytes(
 ) -> None:
     draw = random.Random(5)
     run, stops = tmp_path / "run", 0
-    while not pretrain(
+    while not train_stage(
         config,
+        "pretrain",
         pairs=pairs,
         out=run,
         resume=True,
@@ -153,7 +162,7 @@ import os, sys
 from pathlib import Path
 import torch
 from training.config import ModelConfig
-from training.pretrain import pretrain
+from training.stages import choose_negatives, train_stage
 
 torch.set_num_threads(1)
 stop_at = int(sys.argv[4])
@@ -166,7 +175,7 @@ def die() -> bool:
     return False
 
 config = ModelConfig.model_validate_json(Path(sys.argv[1]).read_text())
-pretrain(config, pairs=Path(sys.argv[2]), out=Path(sys.argv[3]), resume=True, should_stop=die)
+train_stage(config, "pretrain", pairs=Path(sys.argv[2]), out=Path(sys.argv[3]), resume=True, should_stop=die)
 """
 
 
@@ -197,7 +206,7 @@ def test_two_processes_train_the_model_of_one(config: ModelConfig, pairs: Path, 
     shape = json.loads((calm / "config.json").read_text())
     (calm / "config.json").write_text(json.dumps(shape | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}))
     still = changed(config, steps=4).model_copy(update={"backbone": str(calm)})
-    assert pretrain(still, pairs=pairs, out=tmp_path / "one", should_stop=lambda: False)
+    assert train_stage(still, "pretrain", pairs=pairs, out=tmp_path / "one", should_stop=lambda: False)
     (tmp_path / "config.json").write_text(still.model_dump_json())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -224,11 +233,11 @@ def test_settings_that_changed_and_a_folder_in_use_are_refused(
     config: ModelConfig, pairs: Path, whole: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RunExists, match="--resume"):
-        pretrain(config, pairs=pairs, out=whole)
+        train_stage(config, "pretrain", pairs=pairs, out=whole)
     with pytest.raises(SettingsChanged, match=r"settings\.pretrain\.temperature differ from those in"):
-        pretrain(changed(config, temperature=0.01), pairs=pairs, out=whole, resume=True)
+        train_stage(changed(config, temperature=0.01), "pretrain", pairs=pairs, out=whole, resume=True)
     with pytest.raises(BadTrainingData, match="holds no prepared sources"):
-        pretrain(config, pairs=tmp_path, out=tmp_path / "run")
+        train_stage(config, "pretrain", pairs=tmp_path, out=tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(
@@ -236,7 +245,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(
 ) -> None:
     wild = changed(config, learning_rate=1e12, gradient_norm_max=1e12, warmup_steps=0, save_every_steps=1)
     with pytest.raises(TrainingDiverged, match=r"step \d+: the loss is nan.*learning_rate"):
-        pretrain(wild, pairs=pairs, out=tmp_path / "run", should_stop=lambda: False)
+        train_stage(wild, "pretrain", pairs=pairs, out=tmp_path / "run", should_stop=lambda: False)
     weights = load_file(tmp_path / "run" / "latest" / "model.safetensors")
     assert all(bool(torch.isfinite(weight).all()) for weight in weights.values())
 
@@ -245,7 +254,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     config: ModelConfig, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    assert not pretrain(config, pairs=pairs, out=run, should_stop=after(8))
+    assert not train_stage(config, "pretrain", pairs=pairs, out=run, should_stop=after(8))
     before = weights_hash(run)
 
     def full(*_: object, **__: object) -> None:
@@ -253,24 +262,97 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
 
     monkeypatch.setattr("training.checkpoint.torch.save", full)
     with pytest.raises(TrainingError, match=r"No space left on device; the one before is whole"):
-        pretrain(config, pairs=pairs, out=run, resume=True, should_stop=lambda: False)
+        train_stage(config, "pretrain", pairs=pairs, out=run, resume=True, should_stop=lambda: False)
     monkeypatch.undo()
     assert weights_hash(run) == before
-    assert pretrain(config, pairs=pairs, out=run, resume=True, should_stop=lambda: False)
+    assert train_stage(config, "pretrain", pairs=pairs, out=run, resume=True, should_stop=lambda: False)
 
 
 def test_a_batch_that_can_not_be_shared_is_refused(
     config: ModelConfig, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.pretrain.join_processes", lambda: Three())
+    monkeypatch.setattr("training.stages.join_processes", lambda: Three())
     with pytest.raises(BadTrainConfig, match="batch_pairs 32 can't be shared by 3 processes"):
-        pretrain(config, pairs=pairs, out=tmp_path / "run")
+        train_stage(config, "pretrain", pairs=pairs, out=tmp_path / "run")
 
 
 class Three:
     """What of three processes the check looks at."""
 
     count = 3
+
+
+def scored_questions(data: Path, rows: int = 200) -> Path:
+    """Questions with three hard negatives, and a teacher who prefers them in their order."""
+    folder = data / "train"
+    folder.mkdir(parents=True)
+    with (folder / "scored.jsonl").open("w", encoding="utf-8") as stream:
+        for number in range(rows):
+            thing = THINGS[number % len(THINGS)]
+            row = {
+                "query": f"where is {thing} number {number}?",
+                "positive": f"the {thing} with number {number} is kept behind the old mill",
+                "negative": [f"{word} {thing} number {number + 1} burnt down" for word in ("nearly", "half", "wholly")],
+                "scores": [6.0, 2.0, 0.0, -2.0],
+                "lang": "en",
+            }
+            stream.write(json.dumps(row) + "\n")
+    prepare({"scored": SourceConfig(path="train/scored.jsonl")}, FilterConfig(), data=data, out=data / "prepared")
+    return data / "prepared"
+
+
+def test_the_second_stage_goes_on_from_the_first_and_learns_the_teacher_s_ranking(
+    config: ModelConfig, whole: Path, tmp_path: Path
+) -> None:
+    pairs = scored_questions(tmp_path / "data")
+    second = FinetuneConfig(
+        batch_pairs=20,
+        epochs=6,
+        warmup_steps=4,
+        learning_rate=2e-3,
+        temperature=0.05,
+        max_tokens=48,
+        chunk_tokens=256,
+        precision="fp32",
+        hard_negatives=2,
+    )
+    taught = config.model_copy(update={"finetune": second})
+    start, run = whole / "latest", tmp_path / "run"
+    assert train_stage(taught, "finetune", pairs=pairs, start=start, out=run, should_stop=lambda: False)
+    assert (run / "latest").resolve().name == f"step_{6 * 200 // 20:06d}"
+    rows = open_stores(pairs)[0].rows(np.arange(200))
+
+    def agreement(folder: Path) -> float:
+        model = SentenceTransformer(str(folder), device="cpu")
+        queries = model.encode([f"query: {row.query}" for row in rows])
+        cosines = []
+        for texts in zip(*([row.positive, *row.negatives] for row in rows), strict=True):
+            cosines.append((queries * model.encode([f"passage: {text}" for text in texts])).sum(axis=1))
+        return float((np.diff(np.array(cosines), axis=0) < 0).mean())
+
+    before, now = agreement(start), agreement(run / "latest")
+    print(f"\nagrees with the teacher: {before:.3f} before, {now:.3f} now")
+    assert now > 0.75 > before + 0.2
+    again = tmp_path / "again"
+    assert not train_stage(taught, "finetune", pairs=pairs, start=start, out=again, should_stop=after(7))
+    assert train_stage(taught, "finetune", pairs=pairs, start=start, out=again, resume=True, should_stop=lambda: False)
+    assert weights_hash(again) == weights_hash(run)
+
+
+def test_a_first_stage_that_is_not_there_is_named(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(StartingModelMissing, match="can't read the backbone .*nowhere"):
+        train_stage(config, "finetune", pairs=pairs, start=tmp_path / "nowhere", out=tmp_path / "run")
+
+
+def test_every_visit_of_a_pair_has_other_negatives_with_their_own_scores() -> None:
+    row = PairRow("q", "p", [f"n{number}" for number in range(40)], [9.0, *map(float, range(40))])
+    visits = [choose_negatives(row, 7, key) for key in range(50)]
+    assert len({tuple(visit.negatives) for visit in visits}) == 50
+    assert {text for visit in visits for text in visit.negatives} == set(row.negatives)
+    for visit in visits:
+        assert len(set(visit.negatives)) == 7
+        assert visit.scores == [9.0, *(float(text[1:]) for text in visit.negatives)]
+    assert choose_negatives(row, 0, 1) == PairRow("q", "p")
 
 
 def test_the_rate_rises_and_falls() -> None:

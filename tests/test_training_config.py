@@ -1,0 +1,109 @@
+"""Settings: the shipped file is valid, a wrong key is named, and reading them costs no torch."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from training import config as stages
+from training.bootstrap_config import load_config
+from training.errors import BadTrainConfig
+
+ROOT = Path(__file__).parents[1]
+NANO = ROOT / "training" / "configs" / "me5_nano.toml"
+
+
+def test_the_shipped_settings_are_valid_and_use_the_temperature_of_e5():
+    assert load_config(NANO).layers.temperature == 0.01
+
+
+def test_an_unknown_key_is_refused_by_its_full_name(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(NANO.read_text(encoding="utf-8").replace("warmup_steps", "warm_up"), encoding="utf-8")
+    with pytest.raises(BadTrainConfig, match="layers.warm_up"):
+        load_config(path)
+
+
+def test_a_value_out_of_bounds_is_refused_by_its_full_name(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(NANO.read_text(encoding="utf-8").replace("vocab_size = 60000", "vocab_size = 0"), encoding="utf-8")
+    with pytest.raises(BadTrainConfig, match="tokenizer.vocab_size"):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(BadTrainConfig, match="absent.toml"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_reading_the_settings_does_not_import_torch():
+    code = "import sys, training.bootstrap_config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# arXiv 2402.05672: section 2, Tables 1 and 2.
+TABLE_1 = {"wikipedia", "mc4", "ccnews", "nllb", "reddit", "s2orc", "stackexchange", "xp3", "sbert"}
+TABLE_2_PAIRS = {
+    "msmarco_passage": 500_000,
+    "nli": 275_000,
+    "nq_triviaqa_squad": 220_000,
+    "eli5": 100_000,
+    "nllb": 100_000,
+    "dureader": 86_000,
+    "msmarco_document": 70_000,
+    "fever": 70_000,
+    "hotpotqa": 70_000,
+    "mr_tydi": 50_000,
+    "miracl": 40_000,
+    "quora": 15_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "first_rate", "second_rate"), [("small", 3e-4, 3e-5), ("base", 2e-4, 2e-5), ("large", 1e-4, 1e-5)]
+)
+def test_each_size_is_trained_by_the_published_numbers(size, first_rate, second_rate):
+    path = ROOT / "training" / "configs" / f"me5_{size}.toml"
+    model, written = stages.load_config(path), tomllib.loads(path.read_text(encoding="utf-8"))
+    first, second = model.pretrain, model.finetune
+    assert (first.batch_pairs, first.steps, first.temperature, first.learning_rate) == (
+        32_768,
+        30_000,
+        0.01,
+        first_rate,
+    )
+    assert (second.batch_pairs, second.epochs, second.temperature) == (512, 2, 0.01)
+    assert second.learning_rate == second_rate
+    assert set(first.sources) == TABLE_1
+    assert {name: source.pairs_max for name, source in second.sources.items()} == TABLE_2_PAIRS
+    assert all(source.pair for stage in (first, second) for source in stage.sources.values())
+    # Written out, not left to defaults that may move.
+    for stage, keys in (("pretrain", ["batch_pairs", "steps"]), ("finetune", ["batch_pairs", "epochs"])):
+        assert {*keys, "learning_rate", "temperature"} <= set(written[stage])
+
+
+def test_the_defaults_are_the_published_numbers():
+    first, second = stages.PretrainConfig(), stages.FinetuneConfig()
+    assert (first.batch_pairs, first.steps, first.temperature, first.learning_rate) == (32_768, 30_000, 0.01, 3e-4)
+    assert (second.batch_pairs, second.epochs, second.temperature, second.learning_rate) == (512, 2, 0.01, 3e-5)
+    assert first.mixture.source_cap == 160_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('backbone = "b"\n', "key 'name'"),
+        ('name = "n"\nbackbone = "b"\n[pretrain]\nstep = 3\n', "unknown key 'pretrain.step'; remove it"),
+        ('name = "n"\nbackbone = "b"\n[pretrain]\ntemperature = 0\n', "key 'pretrain.temperature'"),
+        ('name = "n"\nbackbone = "b"\n[pretrain.sources.x]\npair = "q, a"\n', "give one of `path` and `dataset`"),
+        ("name = ", "is not valid TOML"),
+    ],
+)
+def test_a_model_s_file_names_the_key_that_is_wrong(tmp_path, text, says):
+    path = tmp_path / "model.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadTrainConfig, match=re.escape(says)):
+        stages.load_config(path)
