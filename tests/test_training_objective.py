@@ -69,6 +69,17 @@ def test_a_text_that_is_known_to_be_right_is_no_negative() -> None:
     assert loss == pytest.approx(-math.log(math.exp(cosines[0] / 0.1) / sum_s), abs=1e-9)
 
 
+def test_a_query_s_own_text_and_the_other_positives_of_its_query_are_no_negatives() -> None:
+    vectors = Vectors(unit(0, 40, 0), unit(10, 0, 80), unit(300, 200, 10).reshape(3, 1, 2))
+    # Row 1's positive is row 0's query; row 2 asks the same as row 0 and has row 0's positive as a hard negative.
+    keys = Keys(torch.tensor([1, 2, 1]), torch.tensor([7, 1, 8]), torch.tensor([[30], [31], [7]]))
+    for row, own, others in ((0, 10, (300, 200)), (2, 80, (300, 200))):
+        cosines = [math.cos(math.radians(angle)) for angle in (own, *others)]
+        sum_s = sum(math.exp(cosine / 0.1) for cosine in cosines)
+        loss = float(info_nce(vectors, keys, range(row, row + 1), 0.1))
+        assert loss == pytest.approx(-math.log(math.exp(cosines[0] / 0.1) / sum_s), abs=1e-9)
+
+
 def test_distillation_is_zero_where_student_and_teacher_agree_and_the_closed_form_elsewhere() -> None:
     vectors = Vectors(unit(0), unit(60), unit(90).reshape(1, 1, 2))
     agreeing = torch.tensor([[0.5 / 0.1, 0.0]], dtype=torch.float64)

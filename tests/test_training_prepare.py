@@ -142,6 +142,12 @@ def test_a_file_that_is_not_there_and_a_licence_that_forbids_it(tmp_path: Path) 
         prepare({"questions": closed}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
 
 
+def test_a_source_that_is_not_prepared_is_named_and_others_in_the_folder_are_left_alone(prepared: Path) -> None:
+    assert [store.about.name for store in open_stores(prepared, ["translation"])] == ["translation"]
+    with pytest.raises(BadTrainingData, match="lacks nllb, xp3; prepare them"):
+        open_stores(prepared, ["translation", "xp3", "nllb"])
+
+
 @pytest.mark.parametrize("file", [PAIRS_FILE, OFFSETS_FILE, ABOUT_FILE])
 def test_a_half_written_store_is_refused_as_it_is_opened(tmp_path: Path, file: str) -> None:
     data = write_pairs(tmp_path)
@@ -161,6 +167,39 @@ def test_a_damaged_row_is_named_by_its_number(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(BadTrainingData, match=r"row 0 of .*pairs.jsonl is damaged"):
         PairStore(tmp_path / "out" / "questions").rows(np.array([0]))
+
+
+def test_a_source_prepared_with_other_settings_is_not_taken_for_this_one(prepared: Path, tmp_path: Path) -> None:
+    other = QUESTIONS.model_copy(update={"pairs_max": 7})
+    with pytest.raises(BadTrainingData, match=r"other settings \(pairs_max\); prepare it again with --again"):
+        prepare({"questions": other}, FilterConfig(), data=tmp_path, out=prepared)
+
+
+def test_a_damaged_table_and_a_damaged_archive_are_named(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path)
+    archive = data / "train" / "translation.jsonl.gz"
+    content = bytearray(archive.read_bytes())
+    content[2000:2050] = bytes(50)
+    archive.write_bytes(content)
+    (data / "train" / "table.parquet").write_bytes(b"PAR1 nothing PAR1")
+    for path in ("train/*.gz", "train/*.parquet"):
+        with pytest.raises(BadTrainingData, match="can't be read behind|is no JSON"):
+            prepare({"bad": SourceConfig(path=path)}, FilterConfig(), data=data, out=tmp_path / "out")
+
+
+def test_a_source_of_many_files_is_cut_evenly_and_empty_fields_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for language in ("aa", "zz"):
+        rows = [
+            {"query": f"{language} {number}", "positive": f"it is {number}", "lang": language} for number in range(3000)
+        ]
+        rows[0]["positive"] = None
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "train" / f"{language}.jsonl").write_text(text)
+    source = SourceConfig(path="train/*.jsonl", pairs_max=2500)
+    (about,) = prepare({"both": source}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    assert about.languages == {"aa": 1501, "zz": 999}
+    assert about.dropped == {"short": 2, "duplicate": 0}
 
 
 def test_a_source_that_is_there_stays_unless_asked_again(prepared: Path, tmp_path: Path) -> None:

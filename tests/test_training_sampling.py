@@ -25,7 +25,7 @@ SHAPES = [
 
 def sampler(batch_pairs: int = 64, seed: int = 7) -> Sampler:
     odds = source_odds(SHAPES, exponent=0.5, cap=20_000, weights={"xp3": 3.0})
-    return Sampler(SHAPES, odds, batch_pairs=batch_pairs, language_exponent=0.5, seed=seed)
+    return Sampler(SHAPES, odds, batch_pairs=batch_pairs, steps=1_000_000, language_exponent=0.5, seed=seed)
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**63 - 1))
@@ -79,12 +79,19 @@ def test_languages_inside_a_source_match_their_temperature() -> None:
     assert chisquare(counts, wanted / wanted.sum() * counts.sum()).pvalue > 0.05
 
 
-def test_an_epoch_shows_every_pair_of_a_language_once() -> None:
-    one = [SourceShape("only", {"en": 1000, "de": 1000})]
-    whole = Sampler(one, np.array([1.0]), batch_pairs=100, language_exponent=1.0, seed=3)
-    rows = np.concatenate([whole.batch(step).rows for step in range(256)])
-    # 25,600 rows of 2,000: steps are shuffled in blocks of 256, so after a block everyone had 12 or 13 turns.
-    assert set(np.bincount(rows, minlength=2000).tolist()) == {12, 13}
+@pytest.mark.parametrize("epochs", [1, 2, 13])
+def test_epochs_show_every_pair_as_often_as_any_other(epochs: int) -> None:
+    shapes = [SourceShape("one", {"en": 1000, "de": 1000}), SourceShape("two", {"fr": 3000})]
+    odds, steps = source_odds(shapes, exponent=1.0, cap=None, weights={}), epochs * 5000 // 50
+    whole = Sampler(shapes, odds, batch_pairs=50, steps=steps, language_exponent=1.0, seed=3)
+    seen = [np.zeros(2000, dtype=int), np.zeros(3000, dtype=int)]
+    for step in range(steps):
+        batch = whole.batch(step)
+        np.add.at(seen[batch.source], batch.rows, 1)
+    for counts in seen:
+        # Shares are dealt out to within a batch or two.
+        assert (counts != epochs).sum() <= 100
+        assert abs(counts - epochs).max() <= 1
 
 
 def test_a_step_s_batch_depends_on_seed_and_step_alone() -> None:
@@ -102,7 +109,12 @@ def test_a_seek_in_a_billion_pairs_costs_what_the_first_step_costs() -> None:
     ]
     assert sum(shape.rows for shape in shapes) == 1_000_000_000
     large = Sampler(
-        shapes, source_odds(shapes, exponent=1.0, cap=None, weights={}), batch_pairs=512, language_exponent=0.7, seed=1
+        shapes,
+        source_odds(shapes, exponent=1.0, cap=None, weights={}),
+        batch_pairs=512,
+        steps=2_000_000,
+        language_exponent=0.7,
+        seed=1,
     )
 
     def fastest_s(step: int) -> float:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pair_files import THINGS, write_pairs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -205,7 +206,7 @@ def test_two_processes_train_the_model_of_one(config: ModelConfig, pairs: Path, 
             (calm / file.name).write_bytes(file.read_bytes())
     shape = json.loads((calm / "config.json").read_text())
     (calm / "config.json").write_text(json.dumps(shape | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}))
-    still = changed(config, steps=4).model_copy(update={"backbone": str(calm)})
+    still = changed(config, steps=6).model_copy(update={"backbone": str(calm)})
     assert train_stage(still, "pretrain", pairs=pairs, out=tmp_path / "one", should_stop=lambda: False)
     (tmp_path / "config.json").write_text(still.model_dump_json())
     with socket.socket() as free:
@@ -339,9 +340,32 @@ def test_the_second_stage_goes_on_from_the_first_and_learns_the_teacher_s_rankin
     assert weights_hash(again) == weights_hash(run)
 
 
-def test_a_first_stage_that_is_not_there_is_named(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:
+def test_what_can_not_begin_is_named_and_leaves_no_folder(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:
+    short = config.model_copy(update={"finetune": FinetuneConfig(batch_pairs=20, warmup_steps=4)})
     with pytest.raises(StartingModelMissing, match="can't read the backbone .*nowhere"):
-        train_stage(config, "finetune", pairs=pairs, start=tmp_path / "nowhere", out=tmp_path / "run")
+        train_stage(short, "finetune", pairs=pairs, start=tmp_path / "nowhere", out=tmp_path / "run")
+    with pytest.raises(BadTrainConfig, match="warmup_steps 400 leave nothing of the 2 steps"):
+        train_stage(config, "finetune", pairs=pairs, start=Path(config.backbone), out=tmp_path / "run")
+    other = SourceConfig(path="train/questions.jsonl", query_role="passage")
+    with pytest.raises(BadTrainingData, match=r"prepared with other settings \(query_role\); prepare it again"):
+        train_stage(changed(config, sources={"questions": other}), "pretrain", pairs=pairs, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_reporting_more_often_is_no_other_run(config: ModelConfig, pairs: Path, whole: Path) -> None:
+    assert train_stage(changed(config, log_every_steps=1), "pretrain", pairs=pairs, out=whole, resume=True)
+
+
+def test_a_backbone_that_lacks_weights_is_refused(
+    config: ModelConfig, pairs: Path, backbone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(backbone, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    broken = config.model_copy(update={"backbone": str(tmp_path / "broken")})
+    with pytest.raises(StartingModelMissing, match=r"lacks 1 of the model's tensors: encoder\.layer\.1\.output\.dense"):
+        train_stage(broken, "pretrain", pairs=pairs, out=tmp_path / "run")
 
 
 def test_every_visit_of_a_pair_has_other_negatives_with_their_own_scores() -> None:

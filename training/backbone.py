@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import TokenBatch, load_tokenizer
 from training.errors import StartingModelMissing
+from training.sentence_model import quiet_loading
 
 TOKENIZER_FILE = "tokenizer.json"
 KINDS = ("bert", "xlm-roberta")
@@ -35,13 +36,22 @@ class Backbone:
 def load_backbone(source: str, tokenizer: str, device: torch.device, *, freeze_positions: bool) -> Backbone:
     """Read the encoder without its pooler. Raises StartingModelMissing where it can't be had, or is of another kind."""
     try:
-        model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind not in KINDS:
+            raise StartingModelMissing(f"{source!r} is a {kind}; what is trained here is {' or '.join(KINDS)}")
+        with quiet_loading():
+            model, report = AutoModel.from_pretrained(
+                source, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
-        raise StartingModelMissing(f"can't read the backbone {source!r}: {error}") from error
-    if model.config.model_type not in KINDS:
         raise StartingModelMissing(
-            f"the backbone {source!r} is a {model.config.model_type}; what is trained here is {' or '.join(KINDS)}"
-        )
+            f"can't read the backbone {source!r}: {str(error).splitlines()[0]}; it is a checkpoint's folder, such as the "
+            "stage before has made, or a repository of the hub"
+        ) from error
+    # The library fills weights that it does not find with random numbers, and goes on.
+    if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:
+        first = ", ".join(sorted(map(str, lacking))[:3])
+        raise StartingModelMissing(f"the backbone {source!r} lacks {len(lacking)} of the model's tensors: {first}, …")
     if freeze_positions:
         model.embeddings.position_embeddings.weight.requires_grad_(False)
     pad_id = model.config.pad_token_id

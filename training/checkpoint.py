@@ -25,8 +25,10 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def write_json(path: Path, content: dict[str, object] | list[dict[str, object]]) -> None:
-    """Write JSON for people and machines alike."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON for people and machines alike, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
@@ -129,4 +131,4 @@ def load_state(out: Path) -> tuple[Path, dict[str, object]] | None:
     folder = out / LATEST
     if not (folder / STATE_FILE).is_file():
         return None
-    return folder.resolve(), torch.load(folder / STATE_FILE, weights_only=True)
+    return folder.resolve(), torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)

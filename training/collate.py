@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from service.recipe.prompts import Prompts, Role, format_text
 from service.recipe.tokens import TokenBatch, pad, tokenize
 from training.encoder import chunk_by_length
-from training.errors import BadTrainingData
 from training.objective import Keys
 from training.pair_store import PairRow, text_key
 
@@ -51,16 +50,12 @@ class Collator:
         self._tokenizer, self._prompts = tokenizer, prompts
         self._pad_id, self._max_tokens, self._chunk_tokens = pad_id, max_tokens, chunk_tokens
 
-    def collate(self, pairs: Sequence[PairRow], roles: tuple[Role, Role], negatives: int = 0) -> Collated:
-        """pairs: each with at least that many negatives, of which the first are taken."""
+    def collate(self, pairs: Sequence[PairRow], roles: tuple[Role, Role]) -> Collated:
+        """pairs: each with as many negatives."""
         texts, keys = [], []
         for pair in pairs:
-            if len(pair.negatives) < negatives:
-                raise BadTrainingData(
-                    f"{pair.query[:60]!r} has {len(pair.negatives)} negatives, {negatives} are wanted"
-                )
             sides = [(pair.query, roles[0]), (pair.positive, roles[1])]
-            sides += [(text, roles[1]) for text in pair.negatives[:negatives]]
+            sides += [(text, roles[1]) for text in pair.negatives]
             texts += [format_text(text, self._prompts, role) for text, role in sides]
             keys.append([text_key(text) for text, _ in sides])
         rows = [item.ids for item in tokenize(self._tokenizer, texts, self._max_tokens)]

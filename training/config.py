@@ -43,7 +43,7 @@ class SourceConfig(Section):
     # How the two sides are prompted. Symmetric pairs, such as translations, have the same on both.
     query_role: Role = "query"
     positive_role: Role = "passage"
-    # Pairs read at most.
+    # Pairs kept at most: the first ones, from all its files in turn.
     pairs_max: int | None = Field(default=None, gt=0)
     weight: float = Field(default=1.0, ge=0)
     licence: str = ""
@@ -94,7 +94,7 @@ class StageConfig(Section):
     # E5 freezes them, so that texts longer than those it was trained on keep their positions.
     freeze_positions: bool = True
     precision: Literal["fp32", "bf16"] = "bf16"
-    # Texts of like length are computed together, up to this many tokens with padding.
+    # Texts of like length are computed together, up to this many tokens with padding. Memory is in proportion.
     chunk_tokens: int = Field(default=65_536, gt=0)
     mixture: MixtureConfig = MixtureConfig()
     filter: FilterConfig = FilterConfig()

@@ -59,21 +59,29 @@ class Objective:
 def info_nce(vectors: Vectors, keys: Keys, rows: range, temperature: float) -> torch.Tensor:
     """Each query against every positive and every hard negative of the batch. Returns the sum over the rows.
 
-    A passage that is known to be right for a query is none of its negatives: the text of its own positive met again, or
-    the positive of the same query met again.
+    A passage that is known to be right for a query is none of its negatives: its own positive met again, any positive
+    of the same query, and the query's own text, which pairs of like texts have on the other side.
     """
     picked = slice(rows.start, rows.stop)
     own = torch.arange(rows.start, rows.stop, device=vectors.queries.device)
     queries = vectors.queries[picked]
     right = keys.positives[picked, None]
     scores = queries @ vectors.positives.T
-    also_right = (keys.positives == right) | (keys.queries == keys.queries[picked, None])
+    asked = keys.queries[picked, None]
+    also_right = (keys.positives == right) | (keys.queries == asked) | (keys.positives == asked)
     also_right[torch.arange(len(own), device=own.device), own] = False
     if vectors.negatives.shape[1]:
         scores = torch.cat([scores, queries @ vectors.negatives.flatten(0, 1).T], dim=1)
-        also_right = torch.cat([also_right, keys.negatives.flatten() == right], dim=1)
+        wrong = keys.negatives.flatten()
+        of_same_query = torch.isin(_pair_keys(asked, wrong), _pair_keys(keys.queries, keys.positives))
+        also_right = torch.cat([also_right, (wrong == right) | (wrong == asked) | of_same_query], dim=1)
     scores = (scores / temperature).masked_fill(also_right, float("-inf"))
     return functional.cross_entropy(scores, own, reduction="sum")
+
+
+def _pair_keys(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+    """One number for a query with a passage; products wrap around."""
+    return queries * 0x5851F42D4C957F2D + passages
 
 
 def info_nce_back(vectors: Vectors, keys: Keys, rows: range, temperature: float) -> torch.Tensor:

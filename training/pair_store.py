@@ -11,8 +11,7 @@ import hashlib
 import json
 import mmap
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +47,8 @@ class PairRow:
 class About:
     """languages: name → rows, in the order in which they lie.   dropped: reason → pairs.
 
-    negatives: that every row has at least.   scored: whether every row has its scores.
+    negatives: that every row has at least.   scored: whether every row has its scores.   settings: that it was
+    prepared with.
     """
 
     name: str
@@ -59,6 +59,7 @@ class About:
     languages: dict[str, int]
     negatives: int
     scored: bool
+    settings: dict[str, object]
     dropped: dict[str, int]
     pairs_sha256: str
     offsets_sha256: str
@@ -106,12 +107,18 @@ class PairStore:
             ) from error
 
 
-def open_stores(folder: Path) -> list[PairStore]:
-    """Every source under a folder, by name. Raises BadTrainingData where there is none, or one is empty."""
-    stores = [PairStore(path.parent) for path in sorted(folder.glob(f"*/{ABOUT_FILE}"))]
-    if not stores:
+def open_stores(folder: Path, names: Collection[str] = ()) -> list[PairStore]:
+    """The prepared sources of these names, or every one under a folder. Raises BadTrainingData where one is missing."""
+    found = {path.parent.name: path.parent for path in sorted(folder.glob(f"[!.]*/{ABOUT_FILE}"))}
+    if not found:
         raise BadTrainingData(f"{folder} holds no prepared sources; make them by `python -m training prepare`")
-    return stores
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise BadTrainingData(
+            f"{folder} lacks {', '.join(missing)}; prepare them by `python -m training prepare`, or take them out of the "
+            "configuration"
+        )
+    return [PairStore(path) for name, path in found.items() if not names or name in names]
 
 
 def text_key(text: str) -> int:
@@ -128,6 +135,7 @@ def write_store(
     pair: str,
     roles: tuple[Role, Role],
     licence: str,
+    settings: dict[str, object],
     dropped: Mapping[str, int],
 ) -> About:
     """Write a source. pairs: language and row, in any order; a pair that came before is dropped.
@@ -136,7 +144,9 @@ def write_store(
     Raises BadTrainingData where no pair is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    staging = folder.parent / f".{name}.unfinished"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     try:
         tally = _Tally()
         spools = _spool(staging, tally.watch(pairs))
@@ -155,6 +165,7 @@ def write_store(
             languages=languages,
             negatives=tally.negatives or 0,
             scored=tally.scored,
+            settings=settings,
             dropped={**dropped, "duplicate": duplicates},
             pairs_sha256=_sha256(staging / PAIRS_FILE),
             offsets_sha256=_sha256(staging / OFFSETS_FILE),
@@ -232,7 +243,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _pair_key(line: bytes) -> int:
     row = orjson.loads(line)
-    return text_key(f"{row['query']}\n\n{row['positive']}")
+    return text_key(f"{text_key(row['query'])} {text_key(row['positive'])}")
 
 
 def _sha256(path: Path) -> str:

@@ -3,8 +3,10 @@
 import gzip
 import importlib
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from tqdm import tqdm
 from training.config import FilterConfig, SourceConfig
 from training.data import MANIFEST_FILE, is_licence_open, read_sources
 from training.errors import BadTrainingData
-from training.pair_store import ABOUT_FILE, About, PairRow, write_store
+from training.pair_store import ABOUT_FILE, About, PairRow, PairStore, write_store
 
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
+
+# Of one file, before the next one's turn.
+TURN_RECORDS = 1000
 
 
 def prepare(
@@ -33,6 +38,7 @@ def prepare(
     written = []
     for name, source in sources.items():
         if (out / name / ABOUT_FILE).is_file() and not again:
+            check_settings(PairStore(out / name), source, filters)
             logger.info("%s is there already", name)
             continue
         if not is_licence_open(source.licence):
@@ -49,11 +55,27 @@ def prepare(
             pair=source.pair,
             roles=(source.query_role, source.positive_role),
             licence=source.licence,
+            settings=settings_of(source, filters),
             dropped=dropped,
         )
         logger.info("%s: %d pairs, dropped %s", name, sum(about.languages.values()), about.dropped)
         written.append(about)
     return written
+
+
+def settings_of(source: SourceConfig, filters: FilterConfig) -> dict[str, object]:
+    """What decides which pairs a prepared source has, and how they are prompted."""
+    return {**source.model_dump(mode="json", exclude={"weight"}), "filter": filters.model_dump(mode="json")}
+
+
+def check_settings(store: PairStore, source: SourceConfig, filters: FilterConfig) -> None:
+    """Raise BadTrainingData where a source was prepared with other settings than these."""
+    before, now = store.about.settings, settings_of(source, filters)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise BadTrainingData(
+            f"{store.folder} was prepared with other settings ({', '.join(changed)}); prepare it again with --again"
+        )
 
 
 def kept(
@@ -87,8 +109,11 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
     fixed = source.language.startswith("=")
     language = source.language[1:] if fixed else str(_column(place, record, source.language))
     wrong = record.get(source.negatives) or []
-    negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong]
-    scores = [float(score) for score in record.get(source.scores) or []]
+    negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong if item]
+    try:
+        scores = [float(score) for score in record.get(source.scores) or []]
+    except (TypeError, ValueError) as error:
+        raise BadTrainingData(f"{place}: column {source.scores!r} is no list of numbers: {error}") from error
     if scores and len(scores) != 1 + len(negatives):
         raise BadTrainingData(
             f"{place} has {len(scores)} scores and {len(negatives)} negatives; wanted is the positive's score and then "
@@ -98,10 +123,10 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
 
 
 def _column(place: str, record: Record, column: str) -> Any:
-    value = record.get(column)
-    if value is None:
+    if column not in record:
         raise BadTrainingData(f"{place} has no column {column!r}; there are {', '.join(map(repr, record)) or 'none'}")
-    return value
+    # An empty field, of which real tables have some: the pair is dropped as too short.
+    return "" if record[column] is None else record[column]
 
 
 def why_not(language: str, row: PairRow, filters: FilterConfig, *, symmetric: bool) -> str | None:
@@ -130,8 +155,14 @@ def records_of(name: str, source: SourceConfig, data: Path | None) -> Iterator[t
     if not files:
         raise BadTrainingData(f"source {name}: no file in {data} matches {source.path!r}")
     _refuse_closed(name, files, data)
-    for file in files:
-        yield from _reader_of(file)(file)
+    # In turn, for languages often have a file each and a source may be cut at its pairs_max.
+    readers = [_reader_of(file)(file) for file in files]
+    while readers:
+        for reader in list(readers):
+            found = list(islice(reader, TURN_RECORDS))
+            yield from found
+            if len(found) < TURN_RECORDS:
+                readers.remove(reader)
 
 
 def _refuse_closed(name: str, files: Sequence[Path], data: Path) -> None:
@@ -165,7 +196,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Record]]:
                 yield f"{file}, line {number}", record
         except orjson.JSONDecodeError as error:
             raise BadTrainingData(f"{file}, line {number} is no JSON: {error}") from error
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise BadTrainingData(f"{file} can't be read behind line {number}: {error}; fetch it again") from error
 
 
@@ -177,7 +208,8 @@ def _parquet(file: Path) -> Iterator[tuple[str, Record]]:
             for record in batch.to_pylist():
                 number += 1
                 yield f"{file}, row {number}", record
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # pyarrow's errors for damaged files are ValueErrors.
         raise BadTrainingData(f"{file} can't be read behind row {number}: {error}; fetch it again") from error
 
 

@@ -4,10 +4,10 @@ run.json            settings and data; a resumed run must have the same
 step_000500/        a checkpoint: model, tokenizer, manifest, and for the newest the optimiser's moments
 latest              link to the newest
 curve.jsonl         a line each log_every_steps
-tensorboard/        the same for TensorBoard, where it is installed
 """
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -31,9 +31,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, identity: Mapping[str, object], *, resume: bool) -> None:
-        """Make the folder, or check that it is the same run's. Raises RunExists and SettingsChanged."""
-        self.check(identity, resume=resume)
+    def begin(self, identity: Mapping[str, object]) -> None:
+        """Make the folder, unless it is there."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / RUN_FILE).is_file():
             write_json(self.path / RUN_FILE, dict(identity))
@@ -80,7 +79,9 @@ class RunFolder:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+            unfinished = path.with_name(f".{path.name}.unfinished")
+            unfinished.write_text("".join(kept), encoding="utf-8")
+            os.replace(unfinished, path)
 
     def log(self, row: Mapping[str, float]) -> None:
         """Add a line to the curve."""

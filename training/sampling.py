@@ -68,12 +68,14 @@ class Sampler:
         odds: NDArray[np.float64],
         *,
         batch_pairs: int,
+        steps: int,
         language_exponent: float,
         seed: int,
     ) -> None:
-        """odds: float64[S], of the sources.   language_exponent: a language's share of its source is its rows to it."""
+        """odds: float64[S], of the sources.   steps: of the run.   language_exponent: a language's share of its source is its rows to it."""
         self.batch_pairs = batch_pairs
         self._seed = seed
+        self._steps = steps
         self._sources = Turns(odds)
         self._languages = []
         self._sizes, self._starts = [], []
@@ -87,7 +89,9 @@ class Sampler:
     def source_of(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The sources of some steps, int64[N], and how many batches each had before, int64[N]."""
         blocks = steps // _BLOCK
-        turns = blocks * _BLOCK + permuted(steps % _BLOCK, _BLOCK, key_of(self._seed, _SOURCE_KEY, blocks))
+        # The last block ends with the run: what is dealt out to a run of whole epochs is whole epochs.
+        sizes = np.minimum(_BLOCK, self._steps - blocks * _BLOCK)
+        turns = blocks * _BLOCK + permuted(steps % _BLOCK, sizes, key_of(self._seed, _SOURCE_KEY, blocks))
         return self._sources.of(turns)
 
     def batch(self, step: int) -> GlobalBatch:

@@ -13,7 +13,7 @@ def rate_at(
     """The share of the full learning rate that step number `step` of `steps` moves by, in (0, 1].
 
     linear: up over warmup_steps, then down to nothing behind the last step.
-    warmup_stable_decay: up, level, and down over the last decay_share of the steps, so that a run can be lengthened.
+    warmup_stable_decay: up, level, and down over the last decay_share of the steps.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

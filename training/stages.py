@@ -1,7 +1,7 @@
 """The two contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,16 @@ import torch
 from tqdm import tqdm
 
 from service.recipe.prompts import E5_PROMPTS
+from service.recipe.spec import file_sha256
 from training.backbone import load_backbone
 from training.bootstrap import stop_on_signal
 from training.collate import Collated, Collator
 from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, StageConfig
-from training.errors import BadTrainConfig
+from training.errors import BadTrainConfig, TrainingError
 from training.objective import Objective
-from training.pair_store import PairRow, hashes_of, open_stores
+from training.pair_store import PairRow, PairStore, hashes_of, open_stores
 from training.permutation import key_of, permuted
+from training.prepare import check_settings
 from training.processes import Processes, join_processes
 from training.run_folder import RunFolder
 from training.sampling import Sampler, source_odds
@@ -44,7 +46,8 @@ def train_stage(
     """Train on prepared pairs; whether it came to the end. The model is `out/latest`.
 
     start: the checkpoint to begin with; the backbone by default.   resume: go on from the newest checkpoint, to the
-    weights that an uninterrupted run would have had.   should_stop: asked behind every step; SIGTERM and Ctrl-C by
+    weights that an uninterrupted run would have had, with as many processes and threads, on CPUs (GPUs add up in an
+    order of their own).   should_stop: asked behind every step; SIGTERM and Ctrl-C by
     default.
     """
     stage = config.stage(name)
@@ -52,35 +55,42 @@ def train_stage(
     stop = should_stop or stop_on_signal()
     if stage.batch_pairs % processes.count:
         raise BadTrainConfig(f"batch_pairs {stage.batch_pairs} can't be shared by {processes.count} processes")
-    stores = open_stores(pairs)
-    others: set[str] = {"pretrain", "finetune"} - {name}
-    identity: dict[str, object] = {
-        "stage": name,
-        "settings": config.model_dump(mode="json", exclude=others),
-        "start": str(start or config.backbone),
-        "data": hashes_of(stores),
-    }
+    stores = open_stores(pairs, stage.sources)
+    for store in stores:
+        if store.about.name in stage.sources:
+            check_settings(store, stage.sources[store.about.name], stage.filter)
+    weights = {store.about.name: 1.0 for store in stores} | {key: entry.weight for key, entry in stage.sources.items()}
+    steps = steps_of(stage, sum(store.shape.rows for store in stores if weights[store.about.name] > 0))
+    begin_with = str(start.resolve()) if start else config.backbone
+    identity = identity_of(config, name, begin_with, stores)
     folder = RunFolder(out)
     folder.check(identity, resume=resume)
     processes.wait()
-    if processes.is_first:
-        folder.begin(identity, resume=True)
+    first, state, begin_from = 0, None, (begin_with, "" if start else config.tokenizer)
     found = folder.load()
-    source, tokenizer = (str(start), "") if start else (config.backbone, config.tokenizer)
     if found:
-        source, tokenizer = str(found[0]), ""
-    backbone = load_backbone(source, tokenizer, processes.device, freeze_positions=stage.freeze_positions)
-    steps = steps_of(stage, sum(store.shape.rows for store in stores))
+        first, state, begin_from = cast(int, found[1]["step"]), found[1]["optimizer"], (str(found[0]), "")
+    del found
+    check_together(first, processes)
+    backbone = load_backbone(*begin_from, processes.device, freeze_positions=stage.freeze_positions)
     stepper = Stepper(backbone, stage, steps, config.seed, processes)
-    first = 0
-    if found:
-        stepper.optimizer.load_state_dict(cast(dict[str, object], found[1]["optimizer"]))
-        first = cast(int, found[1]["step"])
+    if state is not None:
+        stepper.optimizer.load_state_dict(cast(dict[str, object], state))
+    del state
+    if processes.is_first:
+        # Behind everything that a wrong setting ends: what can't begin leaves no folder.
+        folder.begin(identity)
+        folder.cut_curve(first)
+        tell_of(stores, stage)
     shapes = [store.shape for store in stores]
-    weights = {name: entry.weight for name, entry in stage.sources.items()}
-    odds = source_odds(shapes, exponent=stage.mixture.source_exponent, cap=stage.mixture.source_cap, weights=weights)
-    exponent = stage.mixture.language_exponent
-    sampler = Sampler(shapes, odds, batch_pairs=stage.batch_pairs, language_exponent=exponent, seed=config.seed)
+    sampler = Sampler(
+        shapes,
+        source_odds(shapes, exponent=stage.mixture.source_exponent, cap=stage.mixture.source_cap, weights=weights),
+        batch_pairs=stage.batch_pairs,
+        steps=steps,
+        language_exponent=stage.mixture.language_exponent,
+        seed=config.seed,
+    )
     collator = Collator(
         backbone.tokenizer,
         E5_PROMPTS,
@@ -93,10 +103,10 @@ def train_stage(
     def batch_of(step: int) -> Batch:
         drawn = sampler.batch(step)
         store = stores[drawn.source]
-        count = min(stage.hard_negatives, store.about.negatives) if isinstance(stage, FinetuneConfig) else 0
+        count = negatives_of(stage, store)
         rows = store.rows(drawn.rows[mine.start : mine.stop])
         chosen = [choose_negatives(row, count, key) for row, key in zip(rows, keys_of(step, mine), strict=True)]
-        collated = collator.collate(chosen, (store.about.query_role, store.about.positive_role), count)
+        collated = collator.collate(chosen, (store.about.query_role, store.about.positive_role))
         if not (count and store.about.scored):
             return Batch(collated, None)
         return Batch(collated, torch.tensor([row.scores for row in chosen], device=processes.device))
@@ -111,8 +121,6 @@ def train_stage(
             folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra)
         processes.wait()
 
-    if processes.is_first:
-        folder.cut_curve(first)
     due = range(first, steps)
     finished = _run(due, ahead(batch_of, due), stepper, stage, processes, folder, save, stop)
     processes.leave()
@@ -127,11 +135,60 @@ class Batch:
     teacher: torch.Tensor | None
 
 
+def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Sequence[PairStore]) -> dict[str, object]:
+    """What a run is made from: settings, the model it begins with, data. A resumed run must have the same."""
+    settings = config.model_dump(mode="json", exclude={"pretrain", "finetune"})
+    # How often a run reports and saves changes nothing of what it makes.
+    settings[name] = config.stage(name).model_dump(mode="json", exclude={"save_every_steps", "log_every_steps"})
+    weights = Path(begin_with) / "model.safetensors"
+    return {
+        "stage": name,
+        "settings": settings,
+        "begin_with": {"model": begin_with, "weights_sha256": file_sha256(weights) if weights.is_file() else None},
+        "data": hashes_of(stores),
+    }
+
+
+def check_together(first: int, processes: Processes) -> None:
+    """Raise TrainingError where processes would go on from different steps: machines that share no folder."""
+    steps = processes.gather(torch.tensor([first], device=processes.device)).tolist()
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"the processes find checkpoints of steps {', '.join(map(str, steps))}; --out must be one folder for all"
+        )
+
+
+def negatives_of(stage: StageConfig, store: PairStore) -> int:
+    """How many hard negatives a source's queries get: as many as are wanted, and every row has."""
+    return min(stage.hard_negatives, store.about.negatives) if isinstance(stage, FinetuneConfig) else 0
+
+
+def tell_of(stores: Sequence[PairStore], stage: StageConfig) -> None:
+    """Log what each source is trained with."""
+    for store in stores:
+        count = negatives_of(stage, store)
+        taught = bool(count) and store.about.scored
+        logger.info(
+            "%s: %d pairs, %d hard negatives, %s",
+            store.about.name,
+            store.shape.rows,
+            count,
+            "a teacher's scores" if taught else "no teacher",
+        )
+        if isinstance(stage, FinetuneConfig) and count < stage.hard_negatives:
+            logger.warning(
+                "%s: %d hard negatives are wanted, some row has only %d", store.about.name, stage.hard_negatives, count
+            )
+
+
 def steps_of(stage: PretrainConfig | FinetuneConfig, rows: int) -> int:
-    """How many steps a stage has: as stated, or as many as its epochs take."""
-    if isinstance(stage, PretrainConfig):
-        return stage.steps
-    return max(1, stage.epochs * rows // stage.batch_pairs)
+    """How many steps a stage has: as stated, or as many as its epochs take. Raises BadTrainConfig."""
+    steps = stage.steps if isinstance(stage, PretrainConfig) else max(1, stage.epochs * rows // stage.batch_pairs)
+    if stage.warmup_steps >= steps:
+        raise BadTrainConfig(
+            f"warmup_steps {stage.warmup_steps} leave nothing of the {steps} steps of this stage; lower them"
+        )
+    return steps
 
 
 def objective_of(stage: StageConfig, *, taught: bool) -> Objective:

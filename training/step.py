@@ -73,7 +73,7 @@ class Stepper:
         if not (math.isfinite(losses[0]) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {number}: the loss is {losses[0]}, the gradient's norm {norm}; the weights are as they were. "
-                'Lower learning_rate, lengthen warmup_steps, or set precision = "fp32"'
+                'Begin a new run with a lower learning_rate, more warmup_steps, or precision = "fp32"'
             )
         self.optimizer.step()
         return StepReport(losses[0], norm, rate * config.learning_rate, batch.tokens)

@@ -1,8 +1,8 @@
 """Whose turn it is: shares dealt out so evenly that the count of earlier turns needs no counting.
 
 Two parties with shares a and 1 - a: turn n is the first one's where floor((n + 1) a) > floor(n a), and it had
-floor(n a) before. More than two are halved until one is left. However many turns, nobody is off its share by more than
-one turn for each halving, and turn a billion is found in the time of the first.
+floor(n a) before. More than two are halved until one is left. Nobody is off its share by more than
+one turn for each halving, and 2 ** -22 of all turns; turn a billion is found in the time of the first.
 """
 
 from dataclasses import dataclass

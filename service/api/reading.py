@@ -178,6 +178,9 @@ async def _read_bytes(request: Request) -> bytearray:
     limit_bytes = settings.max_body_bytes
     intake: Intake = request.app.state.intake
     refused = _why_unread(request, limit_bytes)
+    if refused is not None and header_of(request, b"expect"):
+        # It waits to be asked for its body, and is answered without.
+        raise refused
     grace_s = BODY_GRACE_S if refused is None else REFUSED_GRACE_S
     # A bytearray grows in place; to join ten megabytes of chunks would hold the event loop for some milliseconds.
     body = bytearray()
@@ -202,8 +205,8 @@ async def _read_bytes(request: Request) -> bytearray:
                     break
                 patience.reschedule(started + min(grace_s + size / BODY_BYTES_PER_S, settings.body_timeout_s))
     except TimeoutError as error:
-        if refused is not None:
-            raise refused from error
+        if refused is not None or size > limit_bytes:
+            raise refused or BodyTooLarge(limit_bytes) from error
         raise RequestTimeout(
             f"the body did not arrive in time: {size} bytes in {asyncio.get_running_loop().time() - started:.1f} s; "
             f"send it faster than {BODY_BYTES_PER_S} bytes/s and within {settings.body_timeout_s:g} s "
