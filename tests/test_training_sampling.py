@@ -108,14 +108,8 @@ def test_a_seek_in_a_billion_pairs_costs_what_the_first_step_costs() -> None:
         SourceShape(f"source {number}", {f"language {place}": 500_000 for place in range(100)}) for number in range(20)
     ]
     assert sum(shape.rows for shape in shapes) == 1_000_000_000
-    large = Sampler(
-        shapes,
-        source_odds(shapes, exponent=1.0, cap=None, weights={}),
-        batch_pairs=512,
-        steps=2_000_000,
-        language_exponent=0.7,
-        seed=1,
-    )
+    odds = source_odds(shapes, exponent=1.0, cap=None, weights={})
+    large = Sampler(shapes, odds, batch_pairs=512, steps=2_000_000, language_exponent=0.7, seed=1)
 
     def fastest_s(step: int) -> float:
         spent = []

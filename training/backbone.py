@@ -45,8 +45,8 @@ def load_backbone(source: str, tokenizer: str, device: torch.device, *, freeze_p
             )
     except (OSError, ValueError) as error:
         raise StartingModelMissing(
-            f"can't read the backbone {source!r}: {str(error).splitlines()[0]}; it is a checkpoint's folder, such as the "
-            "stage before has made, or a repository of the hub"
+            f"can't read the backbone {source!r}: {str(error).splitlines()[0]}; it is a checkpoint's folder, such as "
+            "the stage before has made, or a repository of the hub"
         ) from error
     # The library fills weights that it does not find with random numbers, and goes on.
     if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:

@@ -115,8 +115,8 @@ def open_stores(folder: Path, names: Collection[str] = ()) -> list[PairStore]:
     missing = sorted(set(names) - set(found))
     if missing:
         raise BadTrainingData(
-            f"{folder} lacks {', '.join(missing)}; prepare them by `python -m training prepare`, or take them out of the "
-            "configuration"
+            f"{folder} lacks {', '.join(missing)}; prepare them by `python -m training prepare`, or take them out of "
+            "the configuration"
         )
     return [PairStore(path) for name, path in found.items() if not names or name in names]
 

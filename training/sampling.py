@@ -72,7 +72,9 @@ class Sampler:
         language_exponent: float,
         seed: int,
     ) -> None:
-        """odds: float64[S], of the sources.   steps: of the run.   language_exponent: a language's share of its source is its rows to it."""
+        """odds: float64[S], of the sources.   steps: of the run.   language_exponent: a language's share of its source
+        is its rows to it.
+        """
         self.batch_pairs = batch_pairs
         self._seed = seed
         self._steps = steps
