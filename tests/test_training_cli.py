@@ -31,7 +31,7 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-COMMANDS = ["", "bootstrap", "prepare", "pretrain", "finetune", "export", "quantize", "evaluate"]
+COMMANDS = ["", "bootstrap", "prepare", "pretrain", "mine", "finetune", "export", "quantize", "evaluate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -34,7 +34,8 @@ from training.errors import (
 from training.pair_store import PairRow, open_stores
 from training.prepare import prepare
 from training.schedule import rate_at
-from training.stages import choose_negatives, train_stage
+from training.stage_batches import choose_negatives
+from training.stages import train_stage
 
 STEPS = 24
 
@@ -163,7 +164,8 @@ import os, sys
 from pathlib import Path
 import torch
 from training.config import ModelConfig
-from training.stages import choose_negatives, train_stage
+from training.stage_batches import choose_negatives
+from training.stages import train_stage
 
 torch.set_num_threads(1)
 stop_at = int(sys.argv[4])

@@ -127,6 +127,41 @@ def pretrain(config: Config, pairs: Pairs = None, out: Out = None, resume: Resum
 
 
 @cli.command()
+def mine(
+    config: Config,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who searches: a checkpoint or model version; runs/NAME/pretrain/latest by default.",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Pairs = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the mined sources; data/NAME/mined by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search."""
+    with one_line_errors():
+        from service.recipe.tokens import load_tokenizer
+        from training.config import load_config
+        from training.evaluate import open_model
+        from training.mine import mine as run_mining
+        from training.pair_store import open_stores
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        searcher = model or Path("runs") / settings.name / "pretrain" / "latest"
+        stores = open_stores(pairs or Path("data") / settings.name / "finetune", settings.finetune.sources)
+        folder = out or Path("data") / settings.name / "mined"
+        opened = open_model(searcher, progress=True)
+        tokenizer = load_tokenizer(searcher / "tokenizer.json")
+        for store in stores:
+            run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder)
+        typer.echo(f"{folder}")
+
+
+@cli.command()
 def finetune(
     config: Config,
     start: Annotated[

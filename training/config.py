@@ -128,6 +128,32 @@ class FinetuneConfig(StageConfig):
     teacher_temperature: float = Field(default=1.0, gt=0)
 
 
+class MineConfig(Section):
+    """Hard negatives. mE5's are not published; the rules are those that others have shown to work, the numbers ours."""
+
+    # Candidates a query from each of the two; 0 asks it nothing.
+    bm25_top: int = Field(default=100, ge=0)
+    dense_top: int = Field(default=200, ge=0)
+    # Ranks among all candidates that are looked at, from 0.
+    rank_from: int = Field(default=0, ge=0)
+    rank_to: int = Field(default=200, gt=0)
+    # A candidate's cosine is at most the positive's less this share of it, and less this.
+    relative_margin: float = Field(default=0.05, ge=0, lt=1)
+    absolute_margin: float = Field(default=0.0, ge=0)
+    # Kept a query, so that every visit of it finds others.
+    negatives: int = Field(default=30, gt=0)
+    # A query with fewer gets passages at random, so that a source's queries all have what the second stage wants.
+    filled_to: int = Field(default=7, ge=0)
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> "MineConfig":
+        if self.filled_to > self.negatives:
+            raise ValueError(f"filled_to {self.filled_to} is more than the {self.negatives} negatives that are kept")
+        if not (self.bm25_top or self.dense_top):
+            raise ValueError("one of bm25_top and dense_top must be above 0")
+        return self
+
+
 class ModelConfig(Section):
     """All stages of one model."""
 
@@ -138,6 +164,7 @@ class ModelConfig(Section):
     # Where its tokenizer is, if elsewhere.
     tokenizer: str = ""
     pretrain: PretrainConfig = PretrainConfig()
+    mine: MineConfig = MineConfig()
     finetune: FinetuneConfig = FinetuneConfig()
 
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":

@@ -2,35 +2,26 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from service.recipe.prompts import E5_PROMPTS
 from service.recipe.spec import file_sha256
 from training.backbone import load_backbone
 from training.bootstrap import stop_on_signal
-from training.collate import Collated, Collator
 from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, StageConfig
 from training.errors import BadTrainConfig, TrainingError
 from training.objective import Objective
-from training.pair_store import PairRow, PairStore, hashes_of, open_stores
-from training.permutation import key_of, permuted
+from training.pair_store import PairStore, hashes_of, open_stores
 from training.prepare import check_settings
 from training.processes import Processes, join_processes
 from training.run_folder import RunFolder
-from training.sampling import Sampler, source_odds
+from training.stage_batches import Batch, StageBatches, negatives_of
 from training.step import Stepper, StepReport
 
 logger = logging.getLogger(__name__)
-
-# Batches that are tokenised ahead of the one that is trained on.
-AHEAD = 2
 
 
 def train_stage(
@@ -82,37 +73,7 @@ def train_stage(
         folder.begin(identity)
         folder.cut_curve(first)
         tell_of(stores, stage)
-    shapes = [store.shape for store in stores]
-    sampler = Sampler(
-        shapes,
-        source_odds(shapes, exponent=stage.mixture.source_exponent, cap=stage.mixture.source_cap, weights=weights),
-        batch_pairs=stage.batch_pairs,
-        steps=steps,
-        language_exponent=stage.mixture.language_exponent,
-        seed=config.seed,
-    )
-    collator = Collator(
-        backbone.tokenizer,
-        E5_PROMPTS,
-        pad_id=backbone.pad_id,
-        max_tokens=stage.max_tokens,
-        chunk_tokens=stage.chunk_tokens,
-    )
-    mine = processes.share(stage.batch_pairs)
-
-    def batch_of(step: int) -> Batch:
-        drawn = sampler.batch(step)
-        store = stores[drawn.source]
-        count = negatives_of(stage, store)
-        rows = store.rows(drawn.rows[mine.start : mine.stop])
-        chosen = [choose_negatives(row, count, key) for row, key in zip(rows, keys_of(step, mine), strict=True)]
-        collated = collator.collate(chosen, (store.about.query_role, store.about.positive_role))
-        if not (count and store.about.scored):
-            return Batch(collated, None)
-        return Batch(collated, torch.tensor([row.scores for row in chosen], device=processes.device))
-
-    def keys_of(step: int, rows: range) -> list[int]:
-        return [int(key) for key in key_of(config.seed, step, np.arange(rows.start, rows.stop))]
+    batches = StageBatches(stage, stores, weights, backbone, steps=steps, seed=config.seed, processes=processes)
 
     def save(done: int) -> None:
         if processes.is_first:
@@ -122,22 +83,14 @@ def train_stage(
         processes.wait()
 
     due = range(first, steps)
-    finished = _run(due, ahead(batch_of, due), stepper, stage, processes, folder, save, stop)
+    finished = _run(due, batches.ahead(due), stepper, stage, processes, folder, save, stop)
     processes.leave()
     return finished
 
 
-@dataclass(frozen=True)
-class Batch:
-    """teacher: [b, 1 + K] scores of this process's rows, or None where nobody was asked."""
-
-    collated: Collated
-    teacher: torch.Tensor | None
-
-
 def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Sequence[PairStore]) -> dict[str, object]:
     """What a run is made from: settings, the model it begins with, data. A resumed run must have the same."""
-    settings = config.model_dump(mode="json", exclude={"pretrain", "finetune"})
+    settings = config.model_dump(mode="json", exclude={"pretrain", "mine", "finetune"})
     # How often a run reports and saves changes nothing of what it makes.
     settings[name] = config.stage(name).model_dump(mode="json", exclude={"save_every_steps", "log_every_steps"})
     weights = Path(begin_with) / "model.safetensors"
@@ -156,11 +109,6 @@ def check_together(first: int, processes: Processes) -> None:
         raise TrainingError(
             f"the processes find checkpoints of steps {', '.join(map(str, steps))}; --out must be one folder for all"
         )
-
-
-def negatives_of(stage: StageConfig, store: PairStore) -> int:
-    """How many hard negatives a source's queries get: as many as are wanted, and every row has."""
-    return min(stage.hard_negatives, store.about.negatives) if isinstance(stage, FinetuneConfig) else 0
 
 
 def tell_of(stores: Sequence[PairStore], stage: StageConfig) -> None:
@@ -198,16 +146,6 @@ def objective_of(stage: StageConfig, *, taught: bool) -> Objective:
     return Objective(stage.temperature, stage.direction)
 
 
-def choose_negatives(row: PairRow, count: int, key: int) -> PairRow:
-    """`count` of a row's negatives with their scores, others at every visit."""
-    if count == 0:
-        return PairRow(row.query, row.positive)
-    total = len(row.negatives)
-    chosen = permuted(np.arange(count), total, key_of(key)).tolist()
-    scores = [row.scores[0], *(row.scores[1 + place] for place in chosen)] if row.scores else []
-    return PairRow(row.query, row.positive, [row.negatives[place] for place in chosen], scores)
-
-
 def _run(
     steps: range,
     batches: Iterator[Batch],
@@ -236,16 +174,6 @@ def _run(
             logger.warning("stopped behind step %d; continue with --resume", done)
             return False
     return True
-
-
-def ahead(batch_of: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
-    """The batches of the steps, made in a thread while others are trained on."""
-    with ThreadPoolExecutor(1, "collate") as thread:
-        waiting = [thread.submit(batch_of, step) for step in steps[:AHEAD]]
-        for step in steps:
-            if step + AHEAD < steps.stop:
-                waiting.append(thread.submit(batch_of, step + AHEAD))
-            yield waiting.pop(0).result()
 
 
 def asked_to_stop(here: bool, processes: Processes) -> bool:
