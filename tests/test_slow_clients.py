@@ -13,6 +13,8 @@ import pytest
 from gateway_process import Gateway, start_gateway
 from metric_series import scrape, series, total, wait_until_queue_is_empty
 
+from service.settings import load_settings
+
 HEADER_TIMEOUT_S, BODY_TIMEOUT_S, WRITE_TIMEOUT_S = 0.6, 0.8, 0.8
 CONNECTIONS, BUFFERED_BYTES = 40, 300_000
 BODY = json.dumps({"inputs": "how deep is the harbour?"}).encode()
@@ -235,6 +237,22 @@ def test_a_compressed_body_is_refused_before_it_is_read(strict: Gateway) -> None
     with connect(strict) as connection:
         connection.sendall(b"POST /embed HTTP/1.1\r\ncontent-encoding: gzip\r\ncontent-length: 9000000\r\n\r\n")
         assert read_answer(connection).startswith(b"HTTP/1.1 415")
+
+
+def test_a_client_that_asks_first_is_refused_without_its_body(strict: Gateway) -> None:
+    head = b"POST /embed HTTP/1.1\r\ncontent-encoding: gzip\r\nexpect: 100-continue\r\ncontent-length: 9000000\r\n\r\n"
+    with connect(strict) as connection:
+        connection.sendall(head)
+        # Not "100 Continue" before it.
+        assert read_answer(connection).startswith(b"HTTP/1.1 415")
+
+
+def test_a_body_beyond_the_limit_that_then_stalls_is_told_its_size_and_not_its_slowness(strict: Gateway) -> None:
+    limit = load_settings({}).max_body_bytes
+    chunk = b"%x\r\n" % (limit + 1) + bytes(limit + 1) + b"\r\n"
+    with connect(strict) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + chunk)
+        assert read_answer(connection).startswith(b"HTTP/1.1 413")
 
 
 def test_a_thousand_clients_that_leave_at_once_leave_nothing_behind(gateway: Gateway, client: httpx.Client) -> None:
