@@ -3,11 +3,9 @@
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 import torch
@@ -22,7 +20,7 @@ from training.data import Corpus, Source, keep_open_sources, read_corpus, read_s
 from training.encoder import SLACK, build_encoder
 from training.errors import RunExists, SettingsChanged
 from training.layers import LayersTrainer, TrainerState
-from training.loop import run_steps
+from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
 from training.starting_model import StartingModel, embed_tokens, load_starting_model
 from training.token_store import TokenStore, load_tokens, save_tokens, tokenize_all
@@ -120,18 +118,6 @@ def check_same_run(out: Path, identity: dict[str, object]) -> None:
         write_json(path, identity)
     elif json.loads(path.read_text(encoding="utf-8")) != identity:
         raise SettingsChanged(f"settings or data differ from those in {path}; start a new run, with another --out")
-
-
-def stop_on_signal() -> Callable[[], bool]:
-    """Note SIGTERM and SIGINT instead of dying; the loop ends behind the running step."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
-    return lambda: bool(received)
 
 
 def mix(corpus: Corpus, config: MixtureConfig) -> Mixture:

@@ -1,8 +1,10 @@
 """The loop over the steps: log, save, stop when asked."""
 
 import logging
+import signal
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Protocol
 
 from training.layers import StepReport
@@ -63,3 +65,15 @@ def log_progress(done: int, pairs_seen: int, reports: list[StepReport], seconds:
         pairs_per_s,
         tokens_per_s,
     )
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """Note SIGTERM and SIGINT instead of dying; the loop ends behind the running step."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return lambda: bool(received)

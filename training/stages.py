@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from service.recipe.spec import file_sha256
 from training.backbone import load_backbone
-from training.bootstrap import stop_on_signal
 from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, StageConfig
 from training.errors import BadTrainConfig, TrainingError
+from training.loop import stop_on_signal
 from training.objective import Objective
 from training.pair_store import PairStore, hashes_of, open_stores
 from training.prepare import check_settings
