@@ -38,6 +38,8 @@ from training.stage_batches import choose_negatives
 from training.stages import train_stage
 
 STEPS = 24
+# What both stages of a toy have.
+TOY = {"temperature": 0.05, "max_tokens": 48, "chunk_tokens": 256, "precision": "fp32", "warmup_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +69,11 @@ def config(backbone: Path) -> ModelConfig:
         pretrain=PretrainConfig(
             batch_pairs=32,
             steps=STEPS,
-            warmup_steps=4,
             learning_rate=2e-3,
-            temperature=0.05,
-            max_tokens=48,
-            chunk_tokens=256,
-            precision="fp32",
             mixture=MixtureConfig(source_exponent=0.5),
             save_every_steps=8,
             log_every_steps=4,
+            **TOY,
         ),
     )
 
@@ -311,13 +309,9 @@ def test_the_second_stage_goes_on_from_the_first_and_learns_the_teacher_s_rankin
     second = FinetuneConfig(
         batch_pairs=20,
         epochs=6,
-        warmup_steps=4,
         learning_rate=2e-3,
-        temperature=0.05,
-        max_tokens=48,
-        chunk_tokens=256,
-        precision="fp32",
         hard_negatives=2,
+        **TOY,
     )
     taught = config.model_copy(update={"finetune": second})
     start, run = whole / "latest", tmp_path / "run"
