@@ -5,7 +5,7 @@ An encoder does by its vectors, BM25 by the words that texts share, a hybrid by 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from scipy.sparse import csr_matrix
 
 from service.recipe.prompts import Role
 
-Nearness = NDArray[np.float32]
-Features = NDArray[np.float32] | csr_matrix
+Nearness: TypeAlias = NDArray[np.float32]
+Features: TypeAlias = NDArray[np.float32] | csr_matrix
 
 
 @dataclass(frozen=True)
