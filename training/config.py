@@ -75,6 +75,9 @@ class MixtureConfig(Section):
     source_exponent: float = Field(default=1.0, ge=0, le=1)
     # Our choice: XLM-R's 0.3 is for learning to write a language, to align one takes less.
     language_exponent: float = Field(default=0.5, ge=0, le=1)
+    # The report does not say. Off: each row of a batch is drawn by the same shares, with as many hard negatives as the
+    # poorest source in the batch has, and a teacher where every source in it is scored.
+    one_source_a_batch: bool = True
 
 
 class StageConfig(Section):
