@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.errors import Me5Error
+
+if TYPE_CHECKING:
+    from training.config import ModelConfig
 
 cli = typer.Typer(
     name="python -m training",
@@ -67,6 +70,22 @@ Pairs = Annotated[
     typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of this run; runs/NAME/STAGE by default.", show_default=False)]
+Mined = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Folder of the mined sources; data/NAME/mined by default.", show_default=False),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="A re-ranker, a folder or a repository of the hub; teach.teacher of CONFIG, or runs/NAME/teach/latest, by "
+        "default.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="File of the teachers' scores; data/NAME/scores.sqlite3 by default.", show_default=False),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
@@ -158,6 +177,59 @@ def mine(
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
         for store in stores:
             run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder)
+        typer.echo(f"{folder}")
+
+
+@cli.command()
+def teach(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="An encoder, or a re-ranker; the model's backbone by default.", show_default=False),
+    ] = None,
+    pairs: Mined = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of this run; runs/NAME/teach by default.", show_default=False)
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Train a cross-encoder on mined pairs, whose ranking the second stage then learns. Under torchrun, on many
+    processes.
+    """
+    with one_line_errors():
+        from training.config import load_config
+        from training.teach import train_teacher
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        run = out or Path("runs") / settings.name / "teach"
+        mined = pairs or Path("data") / settings.name / "mined"
+        finished = train_teacher(settings, pairs=mined, out=run, start=start, resume=resume)
+    if not finished:
+        typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(f"{run / 'latest'}")
+
+
+@cli.command()
+def score(config: Config, teacher: Teacher = "", pairs: Mined = None, cache: Cache = None) -> None:
+    """Write a teacher's scores into the mined sources. What it has read before is not read again."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.cross_encoder import identity_of, open_cross_encoder
+        from training.pair_store import open_stores
+        from training.processes import join_processes
+        from training.score import score_store
+        from training.score_cache import open_cache
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
+        stores = open_stores(folder, settings.finetune.sources)
+        opened = open_cross_encoder(name, join_processes().device, settings.teach.max_tokens)
+        with open_cache(cache or cache_of(settings), identity_of(name, settings.teach.max_tokens)) as kept:
+            for store in stores:
+                score_store(store, opened, kept, settings.teach)
         typer.echo(f"{folder}")
 
 
@@ -267,6 +339,16 @@ def evaluate(
         )
         if json is not None:
             json.write_text(as_json(result), encoding="utf-8")
+
+
+def teacher_of(settings: "ModelConfig", given: str) -> str:
+    """The re-ranker that is asked: the one that is named, or the one that was trained here."""
+    return given or settings.teach.teacher or str(Path("runs") / settings.name / "teach" / "latest")
+
+
+def cache_of(settings: "ModelConfig") -> Path:
+    """Where the scores of a model's teachers are kept."""
+    return Path("data") / settings.name / "scores.sqlite3"
 
 
 def data_folder(given: Path | None) -> Path:

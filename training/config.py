@@ -131,6 +131,38 @@ class FinetuneConfig(StageConfig):
     teacher_temperature: float = Field(default=1.0, gt=0)
 
 
+class TeachConfig(Section):
+    """The cross-encoder whose ranking the second stage learns.
+
+    Published for SimLM's, whose code the report's author names: learning rate, epochs, length, 64 passages a query of
+    which the hardest quarter is learnt from, R-Drop. The report does not publish mE5's; the rest is our choice.
+    """
+
+    # A re-ranker with one label, a folder or a repository of the hub, in place of one that is trained here.
+    teacher: str = ""
+    # Queries of a batch, each with its own passages.
+    batch_queries: int = Field(default=64, gt=1)
+    epochs: int = Field(default=3, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0)
+    # Of a query, others at each visit; fewer where some row has fewer.
+    negatives: int = Field(default=63, gt=0)
+    # One in so many of a query's passages is learnt from: the positive, and those that are scored highest.
+    forward_factor: int = Field(default=4, gt=0)
+    # The weight of the divergence between two readings with other dropout (R-Drop, arXiv 2106.14448); 0 reads once.
+    r_drop: float = Field(default=1.0, ge=0)
+    # Of query and passage together.
+    max_tokens: int = Field(default=192, gt=8, le=512)
+    warmup_steps: int = Field(default=1000, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_norm_max: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    # Read at a time, with padding; a query's passages are never divided. Memory is in proportion.
+    chunk_tokens: int = Field(default=32_768, gt=0)
+    mixture: MixtureConfig = MixtureConfig(source_cap=None, language_exponent=1.0)
+    save_every_steps: int = Field(default=500, gt=0)
+    log_every_steps: int = Field(default=10, gt=0)
+
+
 class MineConfig(Section):
     """Hard negatives. mE5's are not published; the rules are those that others have shown to work, the numbers ours."""
 
@@ -168,6 +200,7 @@ class ModelConfig(Section):
     tokenizer: str = ""
     pretrain: PretrainConfig = PretrainConfig()
     mine: MineConfig = MineConfig()
+    teach: TeachConfig = TeachConfig()
     finetune: FinetuneConfig = FinetuneConfig()
 
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":

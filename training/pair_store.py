@@ -166,7 +166,7 @@ def write_store(
             negatives=tally.negatives or 0,
             scored=tally.scored,
             settings=settings,
-            dropped={**dropped, "duplicate": duplicates},
+            dropped={**dropped, "duplicate": dropped.get("duplicate", 0) + duplicates},
             pairs_sha256=_sha256(staging / PAIRS_FILE),
             offsets_sha256=_sha256(staging / OFFSETS_FILE),
         )

@@ -1,13 +1,13 @@
 """The batches of a contrastive stage, as one process gets them: its rows of each global batch, tokenised ahead."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from service.recipe.prompts import E5_PROMPTS
+from training.ahead import made_ahead
 from training.backbone import Backbone
 from training.collate import Collated, Collator
 from training.config import FinetuneConfig, StageConfig
@@ -16,8 +16,7 @@ from training.permutation import key_of, permuted
 from training.processes import Processes
 from training.sampling import Sampler, source_odds
 
-# Batches that are tokenised ahead of the one that is trained on.
-AHEAD = 2
+# Where a batch's rows come from several sources.
 MIXED = "mixed"
 
 
@@ -84,13 +83,8 @@ class StageBatches:
         return Batch(collated, scores, stores[0].about.name if len(stores) == 1 else MIXED)
 
     def ahead(self, steps: range) -> Iterator[Batch]:
-        """The batches of the steps, made in a thread while others are trained on."""
-        with ThreadPoolExecutor(1, "collate") as thread:
-            waiting = [thread.submit(self.of, step) for step in steps[:AHEAD]]
-            for step in steps:
-                if step + AHEAD < steps.stop:
-                    waiting.append(thread.submit(self.of, step + AHEAD))
-                yield waiting.pop(0).result()
+        """The batches of the steps."""
+        return made_ahead(self.of, steps)
 
 
 def negatives_of(stage: StageConfig, store: PairStore) -> int:
