@@ -5,7 +5,7 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -159,14 +159,21 @@ def mine(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the mined sources; data/NAME/mined by default.", show_default=False)
     ] = None,
+    teacher: Teacher = "",
+    cache: Cache = None,
 ) -> None:
-    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search."""
+    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search.
+
+    Scores that a teacher has given before are written beside them.
+    """
     with one_line_errors():
         from service.recipe.tokens import load_tokenizer
         from training.config import load_config
+        from training.cross_encoder import identity_of
         from training.evaluate import open_model
         from training.mine import mine as run_mining
         from training.pair_store import open_stores
+        from training.score_cache import open_cache
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
@@ -175,8 +182,12 @@ def mine(
         folder = out or Path("data") / settings.name / "mined"
         opened = open_model(searcher, progress=True)
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
-        for store in stores:
-            run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder)
+        name, scores = teacher_of(settings, teacher), cache or cache_of(settings)
+        # What a teacher has read is taken over; without one, mining asks nobody.
+        read = open_cache(scores, identity_of(name, settings.teach.max_tokens)) if scores.is_file() else nullcontext()
+        with read as kept:
+            for store in stores:
+                run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder, kept)
         typer.echo(f"{folder}")
 
 
@@ -212,24 +223,45 @@ def teach(
 
 
 @cli.command()
-def score(config: Config, teacher: Teacher = "", pairs: Mined = None, cache: Cache = None) -> None:
+def score(
+    config: Config,
+    teacher: Teacher = "",
+    pairs: Mined = None,
+    cache: Cache = None,
+    candidates: Annotated[
+        bool,
+        typer.Option("--candidates", help="Read all that mining found, for mine.teacher_margin; then mine again."),
+    ] = False,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --candidates: the pairs that were mined; data/NAME/finetune by default.", show_default=False
+        ),
+    ] = None,
+) -> None:
     """Write a teacher's scores into the mined sources. What it has read before is not read again."""
     with one_line_errors():
         from training.config import load_config
         from training.cross_encoder import identity_of, open_cross_encoder
+        from training.mine import found_for
         from training.pair_store import open_stores
         from training.processes import join_processes
-        from training.score import score_store
+        from training.score import score_candidates, score_store
         from training.score_cache import open_cache
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
-        stores = open_stores(folder, settings.finetune.sources)
+        before = prepared or Path("data") / settings.name / "finetune"
+        stores = open_stores(before if candidates else folder, settings.finetune.sources)
         opened = open_cross_encoder(name, join_processes().device, settings.teach.max_tokens)
+        window = range(settings.mine.rank_from, settings.mine.rank_to)
         with open_cache(cache or cache_of(settings), identity_of(name, settings.teach.max_tokens)) as kept:
             for store in stores:
-                score_store(store, opened, kept, settings.teach)
+                if candidates:
+                    score_candidates(store, found_for(store, folder), window, opened, kept, settings.teach)
+                else:
+                    score_store(store, opened, kept, settings.teach)
         typer.echo(f"{folder}")
 
 

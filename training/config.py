@@ -38,6 +38,8 @@ class SourceConfig(Section):
     negatives: str = "negative"
     # Of a cross-encoder: of the positive, then of each negative.
     scores: str = "scores"
+    # Short answers, a text or a list of them: a passage that holds one is no hard negative.
+    answers: str = "answers"
     # A column, or with "=" before it the language of every pair.
     language: str = "lang"
     # How the two sides are prompted. Symmetric pairs, such as translations, have the same on both.
@@ -175,6 +177,15 @@ class MineConfig(Section):
     # A candidate's cosine is at most the positive's less this share of it, and less this.
     relative_margin: float = Field(default=0.05, ge=0, lt=1)
     absolute_margin: float = Field(default=0.0, ge=0)
+    # Whose passages: any, or those of the query's own language.
+    languages: Literal["any", "same"] = "any"
+    # A candidate that holds one of the source's answers is dropped, or becomes another positive of the query, as SimLM
+    # does for NQ, or is kept.
+    answer: Literal["drop", "positive", "keep"] = "drop"
+    # Of one query at most.
+    positives_added: int = Field(default=3, gt=0)
+    # A candidate's score by the teacher is below the positive's less this. None does not ask the teacher.
+    teacher_margin: float | None = None
     # Kept a query, so that every visit of it finds others.
     negatives: int = Field(default=30, gt=0)
     # A query with fewer gets passages at random, so that a source's queries all have what the second stage wants.

@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def kept(
             continue
         limit = filters.characters_max
         negatives = [text[:limit] for text in row.negatives]
-        yield language, PairRow(row.query[:limit], row.positive[:limit], negatives, row.scores)
+        yield language, replace(row, query=row.query[:limit], positive=row.positive[:limit], negatives=negatives)
         read += 1
         if read == source.pairs_max:
             return
@@ -108,8 +109,7 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
 
     fixed = source.language.startswith("=")
     language = source.language[1:] if fixed else str(_column(place, record, source.language))
-    wrong = record.get(source.negatives) or []
-    negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong if item]
+    negatives, answers = (_texts(record.get(column)) for column in (source.negatives, source.answers))
     try:
         scores = [float(score) for score in record.get(source.scores) or []]
     except (TypeError, ValueError) as error:
@@ -119,7 +119,12 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
             f"{place} has {len(scores)} scores and {len(negatives)} negatives; wanted is the positive's score and then "
             "one for each negative"
         )
-    return language, PairRow(text(source.query), text(source.positive), negatives, scores)
+    return language, PairRow(text(source.query), text(source.positive), negatives, scores, answers)
+
+
+def _texts(found: Any) -> list[str]:
+    """A column that holds one text, some, or nothing."""
+    return [found] if isinstance(found, str) else [str(item) for item in found or [] if item]
 
 
 def _column(place: str, record: Record, column: str) -> Any:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from training.candidates import NONE, Candidates, blocks_of
 from training.collection import batches_by_length
 from training.config import TeachConfig
 from training.cross_encoder import CrossEncoder
@@ -26,9 +27,8 @@ def score_store(store: PairStore, teacher: CrossEncoder, cache: ScoreCache, conf
     """Write the source anew in its place, each row with the scores of its positive and its negatives."""
     rows = store.shape.rows
     with tqdm(total=rows, desc=f"scoring {store.about.name}", unit=" queries") as bar:
-        for start in range(0, rows, QUERIES_AT_A_TIME):
-            block = store.rows(np.arange(start, min(start + QUERIES_AT_A_TIME, rows)))
-            added = score_pairs([pair for row in block for pair in pairs_of(row)], teacher, cache, config)
+        for block in blocks_of(rows, QUERIES_AT_A_TIME):
+            added = score_pairs([pair for row in store.rows(block) for pair in pairs_of(row)], teacher, cache, config)
             bar.set_postfix(read=added, refresh=False)
             bar.update(len(block))
     about = store.about
@@ -82,3 +82,23 @@ def all_rows(store: PairStore) -> Iterator[PairRow]:
     """Every row, one at a time."""
     for number in range(store.shape.rows):
         yield from store.rows(np.array([number]))
+
+
+def score_candidates(
+    store: PairStore, found: Candidates, window: range, teacher: CrossEncoder, cache: ScoreCache, config: TeachConfig
+) -> int:
+    """Read each query with its positive and with what was found for it, for mining's rule on scores.
+
+    window: the ranks that mining looks at. Returns how many pairs nobody had read before.
+    """
+    added = 0
+    with tqdm(total=store.shape.rows, desc=f"scoring candidates of {store.about.name}", unit=" queries") as bar:
+        for block in blocks_of(store.shape.rows, QUERIES_AT_A_TIME):
+            pairs: list[Pair] = []
+            for number, row in zip(block, store.rows(block), strict=True):
+                places = found.numbers[number, window.start : window.stop]
+                others = store.rows(found.passages[places[places != NONE]])
+                pairs += [(row.query, passage) for passage in (row.positive, *(other.positive for other in others))]
+            added += score_pairs(pairs, teacher, cache, config)
+            bar.update(len(block))
+    return added
