@@ -17,7 +17,9 @@ from sentence_transformers import CrossEncoder as SentenceCrossEncoder
 from tiny_checkpoint import tiny_tokenizer, write_tiny_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, XLMRobertaForSequenceClassification
+from typer.testing import CliRunner
 
+from training.__main__ import cli
 from training.backbone import load_backbone
 from training.config import FilterConfig, FinetuneConfig, ModelConfig, SourceConfig, TeachConfig
 from training.cross_encoder import (
@@ -324,3 +326,62 @@ def test_a_score_depends_on_weights_and_on_the_longest_input(whole: Path, tmp_pa
         model.classifier.out_proj.bias.add_(1.0)
     model.save_pretrained(copy)
     assert identity_of(str(copy), LONGEST) != identity_of(str(whole / "latest"), LONGEST)
+
+
+def test_mine_teach_score_mine_again_and_finetune_are_one_road(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbone = write_tiny_checkpoint(tmp_path / "backbone")
+    shutil.copytree(pairs / "prepared-unseen", tmp_path / "data" / "toy" / "finetune")
+    toy = Path("toy.toml")
+    settings = f"""
+        name = "toy"
+        backbone = "{backbone}"
+        [mine]
+        negatives = 6
+        filled_to = 2
+        MARGIN
+        [teach]
+        batch_queries = 16
+        epochs = 1
+        negatives = 3
+        forward_factor = 2
+        warmup_steps = 1
+        max_tokens = 96
+        precision = "fp32"
+        [finetune]
+        batch_pairs = 16
+        epochs = 1
+        hard_negatives = 2
+        warmup_steps = 1
+        precision = "fp32"
+        """
+    toy.write_text(settings.replace("MARGIN", ""))
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, list(arguments))
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+        return done.stdout
+
+    mine = ["mine", "toy.toml", "--model", str(backbone)]
+    assert run(*mine) == "data/toy/mined\n"
+    assert not open_stores(Path("data/toy/mined"))[0].about.scored
+    assert run("teach", "toy.toml") == "runs/toy/teach/latest\n"
+    toy.write_text(settings.replace("MARGIN", "teacher_margin = 0.0"))
+    refused = CliRunner().invoke(cli, mine)
+    assert refused.exit_code == 2
+    assert "mine.teacher_margin needs a teacher's scores" in refused.stderr
+    run("score", "toy.toml", "--candidates")
+    run(*mine)
+    # Every candidate was read, so what is left is scored already; a source's own negatives are not candidates.
+    assert run("score", "toy.toml") == "data/toy/mined\n"
+    (store,) = open_stores(Path("data/toy/mined"))
+    assert store.about.scored
+    for row in store.rows(np.arange(64)):
+        assert all(score < row.scores[0] for score in row.scores[4:])
+    run(*mine)
+    assert open_stores(Path("data/toy/mined"))[0].about.scored
+    run("finetune", "toy.toml", "--start", str(backbone), "--pairs", "data/toy/mined")
+    run("filter", "toy.toml", "--model", str(backbone), "--stage", "finetune")
+    assert open_stores(Path("data/toy/finetune-consistent"))[0].shape.rows <= 64

@@ -139,6 +139,34 @@ def prepare(
         typer.echo(f"{folder}")
 
 
+@cli.command(name="filter")
+def filter_pairs(
+    config: Config,
+    model: Annotated[Path, typer.Option(help="Who looks: a checkpoint or model version.")],
+    stage: Annotated[StageName, typer.Option(help="Whose pairs.")] = StageName.pretrain,
+    pairs: Pairs = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what is kept; data/NAME/STAGE-consistent by default.", show_default=False),
+    ] = None,
+) -> None:
+    """Keep the pairs whose passage a model finds for their query among many others of the source."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.consistency import filter_consistent
+        from training.evaluate import open_model
+        from training.pair_store import open_stores
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        stores = open_stores(pairs or Path("data") / settings.name / stage.value, settings.stage(stage.value).sources)
+        folder = out or Path("data") / settings.name / f"{stage.value}-consistent"
+        opened = open_model(model, progress=True)
+        for store in stores:
+            filter_consistent(store, opened.embed, opened.files, settings.consistency, folder, settings.seed)
+        typer.echo(f"{folder}")
+
+
 @cli.command()
 def pretrain(config: Config, pairs: Pairs = None, out: Out = None, resume: Resume = False) -> None:
     """Stage 1: contrastive pre-training on weak pairs with in-batch negatives. Under torchrun, on many processes."""

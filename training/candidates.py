@@ -81,6 +81,22 @@ def distinct(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
     return first[order], place[inverse]
 
 
+def pair_numbers(queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One number for a query with a passage, by the keys of both, which broadcast; products wrap around."""
+    return queries * np.int64(0x5851F42D4C957F2D) + passages
+
+
+def is_right(queries: NDArray[np.int64], passages: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether passages are known to answer queries, by the keys of both: they are a pair, or one text.
+
+    known: sorted numbers of all pairs.
+    """
+    pairs = pair_numbers(queries, passages)
+    places = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
+    right: NDArray[np.bool_] = (known[places] == pairs) | (queries == passages)
+    return right
+
+
 def search(
     store: PairStore, keys: PairKeys, embed: Embed, tokenizer: Tokenizer, config: MineConfig, folder: Path
 ) -> Candidates:

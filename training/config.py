@@ -65,6 +65,9 @@ class FilterConfig(Section):
     characters_max: int = Field(default=4000, gt=1)
     # Of two translations one is not this many times as long as the other; other pairs may be.
     length_ratio_max: float = Field(default=6.0, gt=1)
+    # Of a text's letters so many are of its language's scripts, where these are known. Low, for names and terms are
+    # often written in another script: a text of another language has none.
+    script_share_min: float = Field(default=0.2, ge=0, le=1)
     # Languages kept, by the name in the data; none means all.
     languages: list[str] = []
 
@@ -131,6 +134,17 @@ class FinetuneConfig(StageConfig):
     # The weight of InfoNCE beside the KL divergence to the teacher, English E5's.
     alpha: float = Field(default=0.2, ge=0)
     teacher_temperature: float = Field(default=1.0, gt=0)
+
+
+class ConsistencyConfig(Section):
+    """Which weak pairs a model finds right: English E5's numbers (arXiv 2212.03533), as contrastors has them too."""
+
+    # The passage is among so many nearest …
+    top: int = Field(default=2, gt=0)
+    # … of so many that are drawn from its source.
+    passages: int = Field(default=1_000_000, gt=0)
+    # From its language alone where that has so many; our choice, English E5 has one language.
+    language_passages_min: int = Field(default=10_000, gt=0)
 
 
 class TeachConfig(Section):
@@ -210,6 +224,7 @@ class ModelConfig(Section):
     # Where its tokenizer is, if elsewhere.
     tokenizer: str = ""
     pretrain: PretrainConfig = PretrainConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     mine: MineConfig = MineConfig()
     teach: TeachConfig = TeachConfig()
     finetune: FinetuneConfig = FinetuneConfig()

@@ -18,9 +18,11 @@ from training.candidates import (
     Candidates,
     PairKeys,
     blocks_of,
+    is_right,
     keep,
     keys_of,
     load_candidates,
+    pair_numbers,
     search,
 )
 from training.collection import Embed
@@ -36,8 +38,6 @@ logger = logging.getLogger(__name__)
 # right: a candidate that answers the query too.   unknown: whether it does, for nobody was asked.
 Verdict = Literal["wrong", "right", "holds the answer", "unknown"]
 Judge = Callable[[PairRow, Sequence[str]], list[Verdict]]
-# An odd number that products with wrap around: one number for a query with a passage.
-_PAIR = np.int64(0x5851F42D4C957F2D)
 
 
 @dataclass
@@ -120,7 +120,7 @@ def with_negatives(
     Behind it, where config.answer says so, the query with each passage that holds its answer.
     """
     judge = judge_of(config, cache)
-    known = np.sort(_pair_numbers(keys.queries, keys.positives))
+    known = np.sort(pair_numbers(keys.queries, keys.positives))
     starts = np.concatenate([[0], np.cumsum(list(store.about.languages.values()))])
     for block in blocks_of(store.shape.rows, ASKED_ROWS):
         allowed = allowed_of(block, keys, known, starts, found, config)
@@ -170,18 +170,6 @@ def allowed_of(
         own, other = (np.searchsorted(starts, part, side="right") for part in (block[:, None], rows))
         allowed &= own == other
     return allowed
-
-
-def is_right(queries: NDArray[np.int64], passages: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether passages are known to answer queries, by the keys of both, which broadcast."""
-    pairs = _pair_numbers(queries, passages)
-    places = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
-    right: NDArray[np.bool_] = (known[places] == pairs) | (queries == passages)
-    return right
-
-
-def _pair_numbers(queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.int64]:
-    return queries * _PAIR + passages
 
 
 def drawn_of(

@@ -15,9 +15,10 @@ import orjson
 from tqdm import tqdm
 
 from training.config import FilterConfig, SourceConfig
-from training.data import MANIFEST_FILE, is_licence_open, read_sources
+from training.data import MANIFEST_FILE, is_licence_open, read_sources, split_languages
 from training.errors import BadTrainingData
 from training.pair_store import ABOUT_FILE, About, PairRow, PairStore, write_store
+from training.scripts import is_written_in
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,9 @@ def why_not(language: str, row: PairRow, filters: FilterConfig, *, symmetric: bo
     """The reason to drop a pair, or None."""
     if filters.languages and language not in filters.languages:
         return "language"
+    sides = zip((row.query, row.positive), split_languages(language), strict=True)
+    if not all(is_written_in(text, side, filters.script_share_min) for text, side in sides):
+        return "script"
     shorter, longer = sorted((len(row.query), len(row.positive)))
     if shorter < filters.characters_min:
         return "short"
