@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from service.recipe.prompts import Role
-from training.candidates import keys_of, pair_numbers
+from training.candidates import distinct, keys_of
 from training.config import ConsistencyConfig
-from training.consistency import filter_consistent, found_before, others_of
+from training.consistency import KnownRight, filter_consistent, found_before, others_of
 from training.errors import BadTrainingData
 from training.pair_store import PairRow, PairStore, open_stores, write_store
 
@@ -90,17 +90,19 @@ def test_the_count_is_that_of_all_cosines_without_what_is_known_to_be_right(tmp_
     # A query that has the best passages of all, and one whose own text is a passage.
     rows[7] = PairRow("it is 9", "it is 7")
     store = stored(tmp_path, [("en", row) for row in rows])
-    keys, passages = keys_of(store), np.arange(120)
+    keys = keys_of(store)
+    passages, own = distinct(keys.positives)
     queries, texts = (draw.standard_normal((120, 8)).astype(np.float32) for _ in range(2))
     drawn = np.sort(draw.choice(120, 50, replace=False))
-    known = np.sort(pair_numbers(keys.queries, keys.positives))
-    found = found_before(queries, texts, np.arange(120), texts, drawn, passages, keys, known)
+    right = KnownRight(keys, passages, own).places(np.arange(120), drawn)
+    found = found_before(queries, texts, texts, drawn, right)
+    assert len(right[0]) > 50
     stored_rows = store.rows(np.arange(120))
     for number, row in enumerate(stored_rows):
-        right = {other.positive for other in stored_rows if other.query == row.query} | {row.query}
-        others = [place for place in drawn if stored_rows[place].positive not in right]
-        own = queries[number] @ texts[number]
-        assert found[number] == sum(queries[number] @ texts[place] > own for place in others)
+        known = {other.positive for other in stored_rows if other.query == row.query} | {row.query}
+        others = [place for place in drawn if stored_rows[place].positive not in known]
+        bound = queries[number] @ texts[number]
+        assert found[number] == sum(queries[number] @ texts[place] > bound for place in others)
 
 
 def test_a_language_is_compared_with_its_own_passages_where_it_has_enough(tmp_path: Path) -> None:

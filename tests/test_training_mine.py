@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from training.answers import holds_answer
 from training.candidates import NONE, Candidates, bm25_index, bm25_top, distinct, joined, keys_of
 from training.config import FilterConfig, MineConfig, SourceConfig
 from training.errors import BadTrainingData
-from training.mine import Tally, mine, with_negatives
+from training.mine import mine, with_negatives
 from training.neighbours import top_k
 from training.pair_store import PairRow, PairStore, text_key, write_store
 from training.prepare import prepare
@@ -87,7 +88,7 @@ def mined(
     """The first query's rows with what is chosen for it."""
     config = MineConfig.model_validate({"filled_to": 0, **rules})
     store = stored(folder, rows)
-    chosen = with_negatives(store, keys_of(store), found, config, cache, Tally())
+    chosen = with_negatives(store, keys_of(store), found, config, cache, Counter())
     return [row for number, row in chosen if number == 0]
 
 
@@ -199,7 +200,7 @@ def first_of(
 ) -> Iterator[PairRow]:
     """Rows as they come: the first query's before those whose positives nobody has read."""
     store, config = stored(folder, rows), MineConfig(filled_to=0, teacher_margin=margin)
-    for _, row in with_negatives(store, keys_of(store), found, config, cache, Tally()):
+    for _, row in with_negatives(store, keys_of(store), found, config, cache, Counter()):
         yield row
 
 
@@ -215,14 +216,14 @@ def test_candidates_may_have_to_be_of_the_query_s_language(tmp_path: Path) -> No
     chosen = {}
     for languages in ("any", "same"):
         config = MineConfig.model_validate({"languages": languages, "filled_to": 2})
-        mined_rows = with_negatives(store, keys_of(store), found, config, None, Tally())
+        mined_rows = with_negatives(store, keys_of(store), found, config, None, Counter())
         chosen[languages] = [sorted(numbers_of(rows, row)) for _, row in mined_rows]
     assert chosen["any"] == [[place for place in range(6) if place != number] for number in range(6)]
     assert chosen["same"] == [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]]
     # What is drawn to fill up is of that language too.
     empty = Candidates(found.passages, np.full((6, 1), NONE, dtype=np.int32), found.scores[:, :1], found.positives)
     config = MineConfig(languages="same", filled_to=2)
-    filled = [row for _, row in with_negatives(store, keys_of(store), empty, config, None, Tally())]
+    filled = [row for _, row in with_negatives(store, keys_of(store), empty, config, None, Counter())]
     assert [sorted(numbers_of(rows, row)) for row in filled] == chosen["same"]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,8 +38,8 @@ from training.score import pairs_of, score_pairs, score_store
 from training.score_cache import open_cache
 from training.stage_batches import StageBatches
 from training.stages import train_stage
-from training.teach import train_teacher
-from training.teach_step import hardest_of, ranking_loss
+from training.teach import TeachBatches, train_teacher
+from training.teach_step import TeachStepper, hardest_of, ranking_loss
 
 CPU = torch.device("cpu")
 LONGEST = 96
@@ -142,6 +142,35 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(config: ModelConfig, pairs
         train_teacher(other, pairs=mined, out=tmp_path / "again", resume=True)
 
 
+class Apart(Processes):
+    """One of several processes, that keeps its part of a sum to itself."""
+
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave them."""
+
+
+def test_the_gradients_of_processes_add_up_to_those_of_one(config: ModelConfig, pairs: Path) -> None:
+    # Without clipping, which comes behind the sum, and without dropout, which falls differently in each process.
+    teach = TEACH.model_copy(update={"gradient_norm_max": 1e9, "forward_factor": 2})
+    stores = open_stores(pairs / "prepared-taught")
+    found = []
+    for rank, count in ((0, 1), (0, 2), (1, 2)):
+        encoder = begin_cross_encoder(config.backbone, "", CPU, LONGEST, seed=1)
+        for layer in encoder.model.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+        processes = Apart(rank, count, CPU)
+        batches = TeachBatches(teach, stores, {}, encoder, steps=9, seed=3, processes=processes)
+        report = TeachStepper(encoder, teach, 9, 3, processes).step(2, batches.of(2))
+        gradients = {name: weight.grad for name, weight in encoder.model.named_parameters() if weight.grad is not None}
+        found.append((report.loss, gradients))
+    (loss, whole), (first_loss, first), (second_loss, second) = found
+    assert first_loss + second_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in whole.items():
+        # float32 adds up in another order.
+        torch.testing.assert_close(first[name] + second[name], gradient, atol=1e-6, rtol=1e-3)
+
+
 def test_what_can_not_begin_is_named(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:
     mined = pairs / "prepared-taught"
     with pytest.raises(BadTrainConfig, match=r"teach\.warmup_steps 1000 leave nothing of the 45 steps"):
@@ -206,7 +235,7 @@ def test_scores_are_read_once_whatever_happens_and_the_second_stage_learns_from_
     config: ModelConfig, whole: Path, pairs: Path, tmp_path: Path
 ) -> None:
     folder, cache = shutil.copytree(pairs / "prepared-unseen", tmp_path / "mined"), tmp_path / "scores.sqlite3"
-    teacher, name = counting(whole / "latest"), identity_of(str(whole / "latest"), LONGEST)
+    teacher, name = counting(whole / "latest"), identity_of(str(whole / "latest"), TEACH)
     (store,) = open_stores(folder)
     assert not store.about.scored
     with open_cache(cache, name) as kept:
@@ -291,6 +320,19 @@ def test_what_is_no_ranker_is_refused_by_name(tmp_path: Path, backbone: Path) ->
         open_cross_encoder(str(tmp_path / "nowhere"), CPU, 32)
 
 
+def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
+    folder = bert_ranker(tmp_path / "own", 1)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own-kind", "auto_map": {"AutoConfig": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import BertConfig as Own\n"
+    )
+    with pytest.raises(StartingModelMissing, match="can't read the model .*own"):
+        open_cross_encoder(str(folder), CPU, 32)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_pairs_of_a_tokenizer_that_only_knows_single_texts_are_set_apart(backbone: Path) -> None:
     encoder = begin_cross_encoder(str(backbone), "", CPU, 12, seed=1)
     (row,) = encoder.tokenize([("boats", "line 5 of the book is about the sea and line 6 of the book is not")])
@@ -320,12 +362,16 @@ def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
 
 def test_a_score_depends_on_weights_and_on_the_longest_input(whole: Path, tmp_path: Path) -> None:
     copy = shutil.copytree((whole / "latest").resolve(), tmp_path / "moved")
-    assert identity_of(str(copy), LONGEST) == identity_of(str(whole / "latest"), LONGEST) != identity_of(str(copy), 64)
+    assert (
+        identity_of(str(copy), TEACH)
+        == identity_of(str(whole / "latest"), TEACH)
+        != identity_of(str(copy), TEACH.model_copy(update={"max_tokens": 64}))
+    )
     model = XLMRobertaForSequenceClassification.from_pretrained(copy)
     with torch.no_grad():
         model.classifier.out_proj.bias.add_(1.0)
     model.save_pretrained(copy)
-    assert identity_of(str(copy), LONGEST) != identity_of(str(whole / "latest"), LONGEST)
+    assert identity_of(str(copy), TEACH) != identity_of(str(whole / "latest"), TEACH)
 
 
 def test_mine_teach_score_mine_again_and_finetune_are_one_road(

@@ -156,12 +156,13 @@ def filter_pairs(
         from training.consistency import filter_consistent
         from training.evaluate import open_model
         from training.pair_store import open_stores
+        from training.processes import device_alone
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         stores = open_stores(pairs or Path("data") / settings.name / stage.value, settings.stage(stage.value).sources)
         folder = out or Path("data") / settings.name / f"{stage.value}-consistent"
-        opened = open_model(model, progress=True)
+        opened = open_model(model, progress=True, device=device_alone())
         for store in stores:
             filter_consistent(store, opened.embed, opened.files, settings.consistency, folder, settings.seed)
         typer.echo(f"{folder}")
@@ -201,6 +202,7 @@ def mine(
         from training.evaluate import open_model
         from training.mine import mine as run_mining
         from training.pair_store import open_stores
+        from training.processes import device_alone
         from training.score_cache import open_cache
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -208,11 +210,11 @@ def mine(
         searcher = model or Path("runs") / settings.name / "pretrain" / "latest"
         stores = open_stores(pairs or Path("data") / settings.name / "finetune", settings.finetune.sources)
         folder = out or Path("data") / settings.name / "mined"
-        opened = open_model(searcher, progress=True)
+        opened = open_model(searcher, progress=True, device=device_alone())
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
         name, scores = teacher_of(settings, teacher), cache or cache_of(settings)
         # What a teacher has read is taken over; without one, mining asks nobody.
-        read = open_cache(scores, identity_of(name, settings.teach.max_tokens)) if scores.is_file() else nullcontext()
+        read = open_cache(scores, identity_of(name, settings.teach)) if scores.is_file() else nullcontext()
         with read as kept:
             for store in stores:
                 run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder, kept)
@@ -269,11 +271,13 @@ def score(
 ) -> None:
     """Write a teacher's scores into the mined sources. What it has read before is not read again."""
     with one_line_errors():
+        import torch
+
         from training.config import load_config
         from training.cross_encoder import identity_of, open_cross_encoder
         from training.mine import found_for
         from training.pair_store import open_stores
-        from training.processes import join_processes
+        from training.processes import device_alone
         from training.score import score_candidates, score_store
         from training.score_cache import open_cache
 
@@ -282,9 +286,9 @@ def score(
         name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
         before = prepared or Path("data") / settings.name / "finetune"
         stores = open_stores(before if candidates else folder, settings.finetune.sources)
-        opened = open_cross_encoder(name, join_processes().device, settings.teach.max_tokens)
+        opened = open_cross_encoder(name, torch.device(device_alone()), settings.teach.max_tokens)
         window = range(settings.mine.rank_from, settings.mine.rank_to)
-        with open_cache(cache or cache_of(settings), identity_of(name, settings.teach.max_tokens)) as kept:
+        with open_cache(cache or cache_of(settings), identity_of(name, settings.teach)) as kept:
             for store in stores:
                 if candidates:
                     score_candidates(store, found_for(store, folder), window, opened, kept, settings.teach)

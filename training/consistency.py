@@ -1,7 +1,7 @@
 """The consistency filter: a pair stays if a model finds its passage among many others of its source.
 
-English E5 keeps a pair whose passage is among the first 2 of a million random ones for its query (arXiv 2212.03533,
-section 4.1); which model decides there is one trained on all pairs before.
+English E5 keeps a pair whose passage is among the first 2 of a million random ones for its query, by a model that was
+trained on all pairs before (arXiv 2212.03533).
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.candidates import PairKeys, blocks_of, distinct, embedded, is_right, keys_of, pair_numbers
+from training.candidates import PairKeys, blocks_of, distinct, embedded, keys_of
 from training.checkpoint import write_json
 from training.collection import Embed
 from training.config import ConsistencyConfig
@@ -40,6 +40,38 @@ class Others:
     passages: NDArray[np.int64]
 
 
+class KnownRight:
+    """Which passages are known to be right for a query: those of its pairs, and its own text."""
+
+    def __init__(self, keys: PairKeys, passages: NDArray[np.int64], own: NDArray[np.int64]) -> None:
+        """passages: int64[P], rows of the distinct positives.   own: int64[N], which of them each row has."""
+        self._queries, self._own = keys.queries, own
+        self._by_query = np.argsort(keys.queries)
+        self._sorted_queries = keys.queries[self._by_query]
+        texts = keys.positives[passages]
+        self._by_text = np.argsort(texts)
+        self._sorted_texts = texts[self._by_text]
+
+    def places(self, rows: NDArray[np.int64], drawn: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where among some drawn passages those stand that are right for some rows: int64[M] twice.
+
+        drawn: int64[D], rising, into the passages. Returns numbers among `rows`, and among `drawn`.
+        """
+        asked = self._queries[rows]
+        low, high = (np.searchsorted(self._sorted_queries, asked, side=side) for side in ("left", "right"))
+        counts = high - low
+        of_pairs = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        passages = self._own[self._by_query[np.repeat(low, counts) + within]]
+        at = np.minimum(np.searchsorted(self._sorted_texts, asked), len(self._sorted_texts) - 1)
+        same = np.flatnonzero(self._sorted_texts[at] == asked)
+        number = np.concatenate([of_pairs, same])
+        passage = np.concatenate([passages, self._by_text[at[same]]])
+        place = np.minimum(np.searchsorted(drawn, passage), len(drawn) - 1)
+        there = drawn[place] == passage
+        return number[there], place[there]
+
+
 def filter_consistent(
     store: PairStore, embed: Embed, model: dict[str, str], config: ConsistencyConfig, out: Path, seed: int
 ) -> About:
@@ -56,12 +88,12 @@ def filter_consistent(
     queries = embedded(store, everyone, "query", store.about.query_role, embed, scratch / "queries.npy")
     texts = embedded(store, passages, "positive", store.about.positive_role, embed, scratch / "texts.npy")
     kept = np.empty(len(everyone), dtype=bool)
-    known = np.sort(pair_numbers(keys.queries, keys.positives))
+    known = KnownRight(keys, passages, own)
     for others in others_of(store, passages, config, seed):
         drawn = np.searchsorted(passages, others.passages)
         for start in tqdm(range(others.rows.start, others.rows.stop, QUERY_ROWS), desc="comparing", unit=" blocks"):
             block = np.arange(start, min(start + QUERY_ROWS, others.rows.stop))
-            before = found_before(queries[block], texts[own[block]], block, texts, drawn, passages, keys, known)
+            before = found_before(queries[block], texts[own[block]], texts, drawn, known.places(block, drawn))
             kept[block] = before < config.top
     dropped = {**store.about.dropped, REASON: int((~kept).sum())}
     about = write_store(
@@ -102,30 +134,28 @@ def others_of(store: PairStore, passages: NDArray[np.int64], config: Consistency
 def found_before(
     queries: NDArray[np.float32],
     positives: NDArray[np.float32],
-    rows: NDArray[np.int64],
     texts: NDArray[np.float32],
     drawn: NDArray[np.int64],
-    passages: NDArray[np.int64],
-    keys: PairKeys,
-    known: NDArray[np.int64],
+    right: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> NDArray[np.int64]:
     """How many of the drawn passages are nearer to each query than its positive is: int64[n].
 
-    queries, positives: [n, H], of `rows`.   texts: [P, H] of all passages.   drawn: into them.   known: sorted numbers
-    of all pairs. Passages that are known to be right for the query, and its own text, do not count.
+    queries, positives: [n, H].   texts: [P, H] of all passages.   drawn: int64[D] into them, read piece by piece.
+    right: numbers of queries, and places in `drawn` of passages that do not count for them.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     block, positive = (torch.from_numpy(np.asarray(part)).to(device) for part in (queries, positives))
     own = (block * positive).sum(dim=1, keepdim=True)
-    counts = np.zeros(len(rows), dtype=np.int64)
+    number, place = (torch.from_numpy(part).to(device) for part in right)
+    counts = torch.zeros(len(block), dtype=torch.int64, device=device)
     for first in range(0, len(drawn), PASSAGE_ROWS):
-        some = drawn[first : first + PASSAGE_ROWS]
-        piece = torch.from_numpy(np.asarray(texts[some])).to(device)
-        # Few are nearer: only those are looked up.
-        row, place = (part.cpu().numpy() for part in (block @ piece.T > own).nonzero(as_tuple=True))
-        right = is_right(keys.queries[rows[row]], keys.positives[passages[some[place]]], known)
-        counts += np.bincount(row[~right], minlength=len(rows))
-    return counts
+        piece = torch.from_numpy(np.asarray(texts[drawn[first : first + PASSAGE_ROWS]])).to(device)
+        cosines = block @ piece.T
+        inside = (place >= first) & (place < first + len(piece))
+        cosines[number[inside], place[inside] - first] = float("-inf")
+        counts += (cosines > own).sum(dim=1)
+    found: NDArray[np.int64] = counts.cpu().numpy()
+    return found
 
 
 def _rows(store: PairStore, kept: NDArray[np.bool_]) -> Iterator[tuple[str, PairRow]]:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from service.recipe.spec import file_sha256
 from service.recipe.tokens import CHARS_PER_TOKEN_MAX, pad
 from training.backbone import read_tokenizer
+from training.config import TeachConfig
 from training.errors import StartingModelMissing
 from training.sentence_model import quiet_loading
 
@@ -97,14 +98,14 @@ def open_cross_encoder(source: str, device: torch.device, max_tokens: int) -> Cr
     return _assembled(model.to(device).eval(), read_tokenizer(source), source, max_tokens)
 
 
-def identity_of(source: str, max_tokens: int) -> str:
-    """What a score depends on beside its texts: a folder's files or a repository's commit, and the longest input."""
-    folder = Path(source)
+def identity_of(source: str, config: TeachConfig) -> str:
+    """What a score depends on beside its texts: a folder's files or a repository's commit, and how it is read."""
+    folder, reading = Path(source), f"{config.max_tokens} {config.precision}"
     if not folder.is_dir():
-        return f"{source}@{getattr(_config_of(source), '_commit_hash', None)} {max_tokens}"
+        return f"{source}@{getattr(_config_of(source), '_commit_hash', None)} {reading}"
     weights = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     files = [folder / "config.json", folder / "tokenizer.json", *weights]
-    return " ".join([*(f"{path.name}:{file_sha256(path)}" for path in files if path.is_file()), str(max_tokens)])
+    return " ".join([*(f"{path.name}:{file_sha256(path)}" for path in files if path.is_file()), reading])
 
 
 def with_pair_template(tokenizer: Tokenizer, source: str) -> Tokenizer:

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,13 +40,6 @@ Verdict = Literal["wrong", "right", "holds the answer", "unknown"]
 Judge = Callable[[PairRow, Sequence[str]], list[Verdict]]
 
 
-@dataclass
-class Tally:
-    """What the rules did: verdict → candidates."""
-
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-
-
 def mine(
     store: PairStore,
     embed: Embed,
@@ -70,9 +63,9 @@ def mine(
     if found is None:
         found = search(store, keys, embed, tokenizer, config, folder)
         keep(folder, wanted)
-    tally = Tally()
+    verdicts: Counter[Verdict] = Counter()
     languages = np.repeat(np.array(list(store.about.languages)), list(store.about.languages.values()))
-    numbered = with_negatives(store, keys, found, config, cache, tally)
+    numbered = with_negatives(store, keys, found, config, cache, verdicts)
     about = write_store(
         out / store.about.name,
         ((str(languages[number]), row) for number, row in numbered),
@@ -87,7 +80,7 @@ def mine(
         "%s: every query has %d negatives or more; of the candidates that were judged %s",
         about.name,
         about.negatives,
-        dict(tally.verdicts),
+        dict(verdicts),
     )
     return about
 
@@ -113,7 +106,7 @@ def with_negatives(
     found: Candidates,
     config: MineConfig,
     cache: ScoreCache | None,
-    tally: Tally,
+    verdicts: Counter[Verdict],
 ) -> Iterator[tuple[int, PairRow]]:
     """Each row's number, and the row with its own negatives first and then the chosen ones.
 
@@ -128,15 +121,15 @@ def with_negatives(
             passed = found.numbers[number][ok]
             fill = drawn_of(number, keys, known, starts, found, config)
             wrong, also_right = choose(
-                row, passed, fill, lambda places: _texts(store, found, places), judge, config, tally
+                row, passed, fill, lambda places: _texts(store, found, places), judge, config, verdicts
             )
             mined = replace(row, negatives=list(dict.fromkeys([*row.negatives, *wrong])), scores=[])
             rows = [mined, *(replace(mined, positive=text) for text in also_right)]
             if cache is not None:
                 rows = list(with_scores(rows, cache))
             yield from ((number, one) for one in rows)
-    if tally.verdicts["unknown"] and config.teacher_margin is not None:
-        logger.warning("%s: %d candidates have no score", store.about.name, tally.verdicts["unknown"])
+    if verdicts["unknown"] and config.teacher_margin is not None:
+        logger.warning("%s: %d candidates have no score", store.about.name, verdicts["unknown"])
 
 
 def _texts(store: PairStore, found: Candidates, places: Sequence[int]) -> list[str]:
@@ -197,12 +190,12 @@ def choose(
     texts: Callable[[Sequence[int]], list[str]],
     judge: Judge,
     config: MineConfig,
-    tally: Tally,
+    verdicts: Counter[Verdict],
 ) -> tuple[list[str], list[str]]:
     """A row's hard negatives, best first, and passages that are right as well.
 
     passed: candidates by falling cosine.   fill: others, at random, for a row that keeps fewer than config.filled_to.
-    texts: of places among the passages.   Judged only as far as needed.
+    texts: of places among the passages.   verdicts: counted here.   Judged only as far as needed.
     """
     wrong: list[str] = []
     right: list[str] = []
@@ -218,7 +211,7 @@ def choose(
             taken.update(some)
             passages = texts(some)
             for passage, verdict in zip(passages, judge(row, passages), strict=True):
-                tally.verdicts[verdict] += 1
+                verdicts[verdict] += 1
                 if verdict in accepted and len(wrong) < enough:
                     wrong.append(passage)
                 elif verdict == "holds the answer" and config.answer == "positive":

@@ -116,6 +116,14 @@ def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Seque
 
 def tell_of(stores: Sequence[PairStore], stage: StageConfig) -> None:
     """Log what each source is trained with."""
+    if (
+        not stage.mixture.one_source_a_batch
+        and len({(negatives_of(stage, one), one.about.scored) for one in stores}) > 1
+    ):
+        logger.warning(
+            "one_source_a_batch is off, and sources differ: a batch has as many hard negatives as the poorest source "
+            "in it, and a teacher where all of them are scored"
+        )
     for store in stores:
         count = negatives_of(stage, store)
         taught = bool(count) and store.about.scored
