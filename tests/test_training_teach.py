@@ -428,6 +428,13 @@ def test_mine_teach_score_mine_again_and_finetune_are_one_road(
         assert all(score < row.scores[0] for score in row.scores[4:])
     run(*mine)
     assert open_stores(Path("data/toy/mined"))[0].about.scored
+    # Without the teacher that has read them: as before, by the search alone.
+    shutil.move("runs/toy/teach", "elsewhere")
+    toy.write_text(settings.replace("MARGIN", ""))
+    run(*mine)
+    assert not open_stores(Path("data/toy/mined"))[0].about.scored
+    run(*mine, "--teacher", "elsewhere/latest")
+    assert open_stores(Path("data/toy/mined"))[0].about.negatives >= 3
     run("finetune", "toy.toml", "--start", str(backbone), "--pairs", "data/toy/mined")
     run("filter", "toy.toml", "--model", str(backbone), "--stage", "finetune")
     assert open_stores(Path("data/toy/finetune-consistent"))[0].shape.rows <= 64

@@ -213,9 +213,9 @@ def mine(
         opened = open_model(searcher, progress=True, device=device_alone())
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
         name, scores = teacher_of(settings, teacher), cache or cache_of(settings)
-        # What a teacher has read is taken over; without one, mining asks nobody.
-        read = open_cache(scores, identity_of(name, settings.teach)) if scores.is_file() else nullcontext()
-        with read as kept:
+        # What a teacher has read is taken over; where none is named and none was trained, mining asks nobody.
+        is_there = scores.is_file() and bool(teacher or settings.teach.teacher or Path(name).is_dir())
+        with open_cache(scores, identity_of(name, settings.teach)) if is_there else nullcontext() as kept:
             for store in stores:
                 run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder, kept)
         typer.echo(f"{folder}")
