@@ -1,7 +1,7 @@
 """The batches of a contrastive stage, as one process gets them: its rows of each global batch, tokenised ahead."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -95,8 +95,8 @@ def negatives_of(stage: StageConfig, store: PairStore) -> int:
 def choose_negatives(row: PairRow, count: int, key: int) -> PairRow:
     """`count` of a row's negatives with their scores, others at every visit."""
     if count == 0:
-        return PairRow(row.query, row.positive)
+        return replace(row, negatives=[], scores=[])
     total = len(row.negatives)
     chosen = permuted(np.arange(count), total, key_of(key)).tolist()
     scores = [row.scores[0], *(row.scores[1 + place] for place in chosen)] if row.scores else []
-    return PairRow(row.query, row.positive, [row.negatives[place] for place in chosen], scores)
+    return replace(row, negatives=[row.negatives[place] for place in chosen], scores=scores)
