@@ -31,7 +31,19 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-COMMANDS = ["", "bootstrap", "prepare", "pretrain", "mine", "finetune", "export", "quantize", "evaluate"]
+COMMANDS = [
+    "",
+    "bootstrap",
+    "prepare",
+    "pretrain",
+    "mine",
+    "teach",
+    "score",
+    "finetune",
+    "export",
+    "quantize",
+    "evaluate",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,14 +5,17 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.errors import Me5Error
+
+if TYPE_CHECKING:
+    from training.config import ModelConfig
 
 cli = typer.Typer(
     name="python -m training",
@@ -67,6 +70,22 @@ Pairs = Annotated[
     typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of this run; runs/NAME/STAGE by default.", show_default=False)]
+Mined = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Folder of the mined sources; data/NAME/mined by default.", show_default=False),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="A re-ranker, a folder or a repository of the hub; teach.teacher of CONFIG, or runs/NAME/teach/latest, by "
+        "default.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="File of the teachers' scores; data/NAME/scores.sqlite3 by default.", show_default=False),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
@@ -120,6 +139,35 @@ def prepare(
         typer.echo(f"{folder}")
 
 
+@cli.command(name="filter")
+def filter_pairs(
+    config: Config,
+    model: Annotated[Path, typer.Option(help="Who looks: a checkpoint or model version.")],
+    stage: Annotated[StageName, typer.Option(help="Whose pairs.")] = StageName.pretrain,
+    pairs: Pairs = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what is kept; data/NAME/STAGE-consistent by default.", show_default=False),
+    ] = None,
+) -> None:
+    """Keep the pairs whose passage a model finds for their query among many others of the source."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.consistency import filter_consistent
+        from training.evaluate import open_model
+        from training.pair_store import open_stores
+        from training.processes import device_alone
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        stores = open_stores(pairs or Path("data") / settings.name / stage.value, settings.stage(stage.value).sources)
+        folder = out or Path("data") / settings.name / f"{stage.value}-consistent"
+        opened = open_model(model, progress=True, device=device_alone())
+        for store in stores:
+            filter_consistent(store, opened.embed, opened.files, settings.consistency, folder, settings.seed)
+        typer.echo(f"{folder}")
+
+
 @cli.command()
 def pretrain(config: Config, pairs: Pairs = None, out: Out = None, resume: Resume = False) -> None:
     """Stage 1: contrastive pre-training on weak pairs with in-batch negatives. Under torchrun, on many processes."""
@@ -140,24 +188,112 @@ def mine(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the mined sources; data/NAME/mined by default.", show_default=False)
     ] = None,
+    teacher: Teacher = "",
+    cache: Cache = None,
 ) -> None:
-    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search."""
+    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search.
+
+    Scores that a teacher has given before are written beside them.
+    """
     with one_line_errors():
         from service.recipe.tokens import load_tokenizer
         from training.config import load_config
+        from training.cross_encoder import identity_of
         from training.evaluate import open_model
         from training.mine import mine as run_mining
         from training.pair_store import open_stores
+        from training.processes import device_alone
+        from training.score_cache import open_cache
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         searcher = model or Path("runs") / settings.name / "pretrain" / "latest"
         stores = open_stores(pairs or Path("data") / settings.name / "finetune", settings.finetune.sources)
         folder = out or Path("data") / settings.name / "mined"
-        opened = open_model(searcher, progress=True)
+        opened = open_model(searcher, progress=True, device=device_alone())
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
-        for store in stores:
-            run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder)
+        name, scores = teacher_of(settings, teacher), cache or cache_of(settings)
+        # What a teacher has read is taken over; where none is named and none was trained, mining asks nobody.
+        is_there = scores.is_file() and bool(teacher or settings.teach.teacher or Path(name).is_dir())
+        with open_cache(scores, identity_of(name, settings.teach)) if is_there else nullcontext() as kept:
+            for store in stores:
+                run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder, kept)
+        typer.echo(f"{folder}")
+
+
+@cli.command()
+def teach(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="An encoder, or a re-ranker; the model's backbone by default.", show_default=False),
+    ] = None,
+    pairs: Mined = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of this run; runs/NAME/teach by default.", show_default=False)
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Train a cross-encoder on mined pairs, whose ranking the second stage then learns. Under torchrun, on many
+    processes.
+    """
+    with one_line_errors():
+        from training.config import load_config
+        from training.teach import train_teacher
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        run = out or Path("runs") / settings.name / "teach"
+        mined = pairs or Path("data") / settings.name / "mined"
+        finished = train_teacher(settings, pairs=mined, out=run, start=start, resume=resume)
+    if not finished:
+        typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(f"{run / 'latest'}")
+
+
+@cli.command()
+def score(
+    config: Config,
+    teacher: Teacher = "",
+    pairs: Mined = None,
+    cache: Cache = None,
+    candidates: Annotated[
+        bool,
+        typer.Option("--candidates", help="Read all that mining found, for mine.teacher_margin; then mine again."),
+    ] = False,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --candidates: the pairs that were mined; data/NAME/finetune by default.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a teacher's scores into the mined sources. What it has read before is not read again."""
+    with one_line_errors():
+        import torch
+
+        from training.config import load_config
+        from training.cross_encoder import identity_of, open_cross_encoder
+        from training.mine import found_for
+        from training.pair_store import open_stores
+        from training.processes import device_alone
+        from training.score import score_candidates, score_store
+        from training.score_cache import open_cache
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
+        before = prepared or Path("data") / settings.name / "finetune"
+        stores = open_stores(before if candidates else folder, settings.finetune.sources)
+        opened = open_cross_encoder(name, torch.device(device_alone()), settings.teach.max_tokens)
+        window = range(settings.mine.rank_from, settings.mine.rank_to)
+        with open_cache(cache or cache_of(settings), identity_of(name, settings.teach)) as kept:
+            for store in stores:
+                if candidates:
+                    score_candidates(store, found_for(store, folder), window, opened, kept, settings.teach)
+                else:
+                    score_store(store, opened, kept, settings.teach)
         typer.echo(f"{folder}")
 
 
@@ -267,6 +403,16 @@ def evaluate(
         )
         if json is not None:
             json.write_text(as_json(result), encoding="utf-8")
+
+
+def teacher_of(settings: "ModelConfig", given: str) -> str:
+    """The re-ranker that is asked: the one that is named, or the one that was trained here."""
+    return given or settings.teach.teacher or str(Path("runs") / settings.name / "teach" / "latest")
+
+
+def cache_of(settings: "ModelConfig") -> Path:
+    """Where the scores of a model's teachers are kept."""
+    return Path("data") / settings.name / "scores.sqlite3"
 
 
 def data_folder(given: Path | None) -> Path:

@@ -50,12 +50,12 @@ class Collator:
         self._tokenizer, self._prompts = tokenizer, prompts
         self._pad_id, self._max_tokens, self._chunk_tokens = pad_id, max_tokens, chunk_tokens
 
-    def collate(self, pairs: Sequence[PairRow], roles: tuple[Role, Role]) -> Collated:
-        """pairs: each with as many negatives."""
+    def collate(self, pairs: Sequence[PairRow], roles: Sequence[tuple[Role, Role]]) -> Collated:
+        """pairs: each with as many negatives.   roles: of each pair's query, and of its passages."""
         texts, keys = [], []
-        for pair in pairs:
-            sides = [(pair.query, roles[0]), (pair.positive, roles[1])]
-            sides += [(text, roles[1]) for text in pair.negatives]
+        for pair, (asked, found) in zip(pairs, roles, strict=True):
+            sides = [(pair.query, asked), (pair.positive, found)]
+            sides += [(text, found) for text in pair.negatives]
             texts += [format_text(text, self._prompts, role) for text, role in sides]
             keys.append([text_key(text) for text, _ in sides])
         rows = [item.ids for item in tokenize(self._tokenizer, texts, self._max_tokens)]

@@ -86,8 +86,12 @@ def open_model(
     precision: Precision = "fp32",
     threads: int = 0,
     progress: bool = False,
+    device: str = "cpu",
 ) -> MeasuredModel:
-    """A model version by the gateway's engine, or a checkpoint by torch in float32; told apart by their files."""
+    """A model version by the gateway's engine, or a checkpoint by torch in float32; told apart by their files.
+
+    device: that torch computes on.
+    """
     if (folder / SPEC_FILE).is_file() and (folder / MODEL_FILE).is_file():
         spec = load_spec(folder)
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), spec.prompts, spec.max_tokens, spec.pad_id)
@@ -99,7 +103,7 @@ def open_model(
 
         facts = read_sentence_folder(folder)
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), facts.prompts, facts.max_tokens, facts.pad_id)
-        run, name = torch_run(load_sentence_model(folder), threads), "torch fp32"
+        run, name = torch_run(load_sentence_model(folder).to(device), threads), "torch fp32"
         files = {file: file_sha256(folder / file) for file in ("config.json", "model.safetensors", TOKENIZER_FILE)}
     else:
         raise CheckpointError(f"{folder} is neither a model version ({SPEC_FILE}, {MODEL_FILE}) nor a checkpoint")

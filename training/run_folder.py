@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,11 +61,12 @@ class RunFolder:
         state: Mapping[str, object],
         identity: Mapping[str, object],
         extra: Mapping[str, object],
+        write_layout: Callable[[Path], None] | None = None,
     ) -> None:
         """Write a checkpoint whole or not at all. Raises TrainingError where the disk has no room."""
         manifest = {**identity, **extra, "step": step, "made_with": surroundings()}
         try:
-            save_checkpoint(self.path, step, model, tokenizer, manifest, state)
+            save_checkpoint(self.path, step, model, tokenizer, manifest, state, write_layout)
         except (OSError, RuntimeError) as error:
             # PyTorch reports a full disk as a RuntimeError of its own.
             raise TrainingError(
