@@ -79,8 +79,8 @@ def difference(first: SetResult, second: SetResult, *, resamples: int = RESAMPLE
         rng=np.random.default_rng(seed),
     )
     low, high = np.quantile(drawn, [0.025, 0.975])
-    means = (float(np.mean(list(each.values.values()))) for each in (first, second))
-    return Difference(first.name, first.measure, *means, float(low), float(high), two_sided(drawn))
+    one, other = (float(np.mean(list(each.values.values()))) for each in (first, second))
+    return Difference(first.name, first.measure, one, other, float(low), float(high), two_sided(drawn))
 
 
 def two_sided(drawn: NDArray[np.float64]) -> float:

@@ -42,7 +42,7 @@ def mean_statistic(values: NDArray[np.generic]) -> Statistic:
 
 
 def spearman_statistic(first: NDArray[np.generic], second: NDArray[np.generic]) -> Statistic:
-    """Spearman's rank correlation; ranks within the drawing, equal values sharing the middle one.   first, second: [N]."""
+    """Spearman's rank correlation; ranks are of the drawing, equal ones share the middle.   first, second: [N]."""
     ways = [_ranking(first), _ranking(second)]
 
     def of(counts: Counts) -> NDArray[np.float64]:
@@ -72,7 +72,7 @@ def _ranking(values: NDArray[np.generic]) -> Callable[[Counts], NDArray[np.float
 
 
 def v_measure_statistic(topics: NDArray[np.generic], clusters: NDArray[np.generic]) -> Statistic:
-    """V-measure of the clusters as they are: the texts are drawn again, not clustered again.   topics, clusters: [N]."""
+    """V-measure of the clusters as they are: texts are drawn again, not clustered again.   topics, clusters: [N]."""
     rows, columns = np.unique(topics, return_inverse=True)[1], np.unique(clusters, return_inverse=True)[1]
     shape = (int(rows.max()) + 1, int(columns.max()) + 1)
     cell = csr_matrix(

@@ -181,8 +181,7 @@ def _packed(examples: Mapping[str, Mapping[str, Examples]]) -> str:
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, subsets in examples.items():
         for kind in next(iter(subsets.values())):
-            joined = np.concatenate([values[kind] for values in subsets.values()])
-            arrays[f"{name}/{kind}"] = joined.astype(np.float32) if joined.dtype == np.float64 else joined
+            arrays[f"{name}/{kind}"] = np.concatenate([values[kind] for values in subsets.values()])
     stream = io.BytesIO()
     # Its stub takes any keyword for allow_pickle.
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
