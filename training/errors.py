@@ -10,6 +10,8 @@ Me5Error
     ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
     ├── DataError               an evaluation set is missing or damaged
+    ├── UnknownSystem           what is to be evaluated can't be opened, or doesn't fit the task
+    ├── ServerFailed            a server that is to be evaluated doesn't answer, or refuses
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
 """
 
@@ -52,6 +54,14 @@ class CheckpointError(TrainingError):
 
 class DataError(TrainingError):
     """An evaluation set is missing or damaged."""
+
+
+class UnknownSystem(TrainingError):
+    """What is to be evaluated can't be opened, or doesn't fit the task."""
+
+
+class ServerFailed(TrainingError):
+    """A server that is to be evaluated doesn't answer, or refuses."""
 
 
 class ExportError(TrainingError):
