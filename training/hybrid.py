@@ -24,7 +24,7 @@ BLOCK_ROWS = 512
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """weight: of the first system, 0 to 1; the second has the rest.   depth: how many documents of a query take part."""
+    """weight: of the first system; the second has the rest.   depth: how many documents of a query take part."""
 
     weight: float = 0.5
     fusion: Fusion = "min-max"
@@ -93,9 +93,7 @@ class HybridReading:
         return np.hstack(parts)
 
 
-def fuse(
-    first: NDArray[np.floating], second: NDArray[np.floating], options: FusionOptions
-) -> NDArray[np.float64]:
+def fuse(first: NDArray[np.floating], second: NDArray[np.floating], options: FusionOptions) -> NDArray[np.float64]:
     """The weighted sum of two matrices of scores [Q, D], each row brought to one scale first."""
     share = {"min-max": min_max, "z-score": z_score, "rrf": reciprocal_rank}[options.fusion]
     return options.weight * share(first, options.depth) + (1 - options.weight) * share(second, options.depth)

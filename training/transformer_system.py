@@ -4,7 +4,7 @@ A folder or repository with modules.json says its own pooling and layers (LaBSE'
 transformer is given its pooling here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,6 @@ from service.recipe.spec import file_sha256
 from training.errors import UnknownSystem
 from training.known_models import KNOWN_MODELS, NO_PROMPTS, KnownModel, Pooling
 from training.sentence_folder import INSTRUCT_HEAD, INSTRUCT_TAIL
-from training.sentence_model import quiet_loading
 from training.system import Identity
 from training.vectors import Similarity, Vectors, VectorSystem, prompted, prompts_by_role
 
@@ -84,13 +83,13 @@ def open_transformer(source: str, options: TransformerOptions, *, name: str | No
     return VectorSystem(identity, embed, similarity, options.raw_features)
 
 
-def choose_prompts(options: TransformerOptions, known: KnownModel | None, stated: dict[str, str]) -> Prompts:
+def choose_prompts(options: TransformerOptions, known: KnownModel | None, stated: Mapping[str, str | None]) -> Prompts:
     """The caller's prompts, else the known ones, else those in the model's own files, else none."""
     if options.query_prompt is not None or options.passage_prompt is not None:
         return Prompts(query=options.query_prompt or "", passage=options.passage_prompt or "")
     if known is not None:
         return known.prompts
-    query = stated.get("query", "")
+    query = stated.get("query") or ""
     passage = stated.get("passage") or stated.get("document") or ""
     if query.startswith(INSTRUCT_HEAD) and query.endswith(INSTRUCT_TAIL):
         instruction = query.removeprefix(INSTRUCT_HEAD).removesuffix(INSTRUCT_TAIL)
@@ -102,26 +101,24 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
     local = Path(source).is_dir()
     settings = {"dtype": _TORCH_DTYPES[options.dtype]}
     pooling = options.pooling or (known.pooling if known else None)
+    # What the library says of tensors that the file lacks is not silenced: it fills them with random numbers.
     try:
-        with quiet_loading():
-            if is_sentence_transformer_model(source, local_files_only=local):
-                if options.pooling is not None:
-                    raise UnknownSystem(
-                        f"{source} has a modules.json, which says its pooling; leave out the pooling {options.pooling!r}"
-                    )
-                model = SentenceTransformer(
-                    source, device=options.device, model_kwargs=settings, local_files_only=local
-                )
-            elif pooling is None:
+        if is_sentence_transformer_model(source, local_files_only=local):
+            if options.pooling is not None:
                 raise UnknownSystem(
-                    f"{source} has no modules.json that says how its token states become one vector; "
-                    "name the pooling it was trained with: mean, cls or last"
+                    f"{source} has a modules.json that says its pooling; leave out the pooling {options.pooling!r}"
                 )
-            else:
-                encoder = Transformer(source, model_kwargs=settings)
-                encoder.max_seq_length = _longest_input(encoder)
-                layer = PoolingLayer(encoder.get_embedding_dimension(), pooling_mode=_LIBRARY_POOLING[pooling])
-                model = SentenceTransformer(modules=[encoder, layer], device=options.device)
+            model = SentenceTransformer(source, device=options.device, model_kwargs=settings, local_files_only=local)
+        elif pooling is None:
+            raise UnknownSystem(
+                f"{source} has no modules.json that says how its token states become one vector; "
+                "name the pooling it was trained with: mean, cls or last"
+            )
+        else:
+            encoder = Transformer(source, model_kwargs=settings)
+            encoder.max_seq_length = _longest_input(encoder)
+            layer = PoolingLayer(encoder.get_embedding_dimension(), pooling_mode=_LIBRARY_POOLING[pooling])
+            model = SentenceTransformer(modules=[encoder, layer], device=options.device)
     except (OSError, ValueError, KeyError) as error:
         raise UnknownSystem(
             f"can't open {source}: {error}; name a folder with config.json, weights and tokenizer, or a model on the "
