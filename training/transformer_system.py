@@ -119,7 +119,7 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
             encoder.max_seq_length = _longest_input(encoder)
             layer = PoolingLayer(encoder.get_embedding_dimension(), pooling_mode=_LIBRARY_POOLING[pooling])
             model = SentenceTransformer(modules=[encoder, layer], device=options.device)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownSystem(
             f"can't open {source}: {error}; name a folder with config.json, weights and tokenizer, or a model on the "
             "hub that this machine can reach or has in its cache"
