@@ -23,8 +23,8 @@ Asked: TypeAlias = tuple[Role | None, str | None]
 class VectorSystem:
     """An encoder as a System.
 
-    similarity: what its training compared vectors by.   raw_features: features as the model gives them; without it, of
-    length one.
+    similarity: what its training compared vectors by; products are of vectors as the model gives them.   raw_features:
+    features as the model gives them even where cosines compare; without it, of length one.
     """
 
     identity: Identity
@@ -54,8 +54,9 @@ class VectorReading:
         raw_features: bool,
     ) -> None:
         self._rows = rows
-        self._compared = vectors if similarity == "dot" else {asked: unit(part) for asked, part in vectors.items()}
-        self._features = vectors if raw_features else {asked: unit(part) for asked, part in vectors.items()}
+        scaled = vectors if similarity == "dot" else {asked: unit(part) for asked, part in vectors.items()}
+        self._compared = scaled
+        self._features = vectors if raw_features else scaled
 
     def nearness(self, queries: Side, documents: Side) -> Nearness:
         """float32[Q, D]: cosines, or products where the model was trained with them."""
