@@ -18,17 +18,17 @@ import numpy as np
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
-from mteb.models.abs_encoder import AbsEncoder
 from mteb.models import EncoderProtocol
+from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.results import TaskResult
 from mteb.types import PromptType
 from scipy.sparse import issparse
 
 from training.errors import DataError, UnknownSystem
-from training.mteb_protocols import MIRACL_PAPER, MtebProtocol, asked_by, takes_instructions
+from training.mteb_protocols import MIRACL_PAPER, MtebProtocol, asked_by
 from training.system import Identity, Side, System
-from training.vectors import Vectors, unit
+from training.vectors import Vectors, takes_instructions, unit
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ _PROBES = ("How tall is the tower?", "The tower is 368 metres tall.", "A loaf of
 class SystemEncoder(AbsEncoder):
     """A System as mteb sees an encoder."""
 
-    def __init__(self, system: System, protocol: MtebProtocol) -> None:
+    def __init__(self, system: System, protocol: MtebProtocol, dimension: int | None = None) -> None:
         self.system = system
         self.protocol = protocol
         self.products = system.identity.details.get("similarity") == "dot"
         self.instruct = takes_instructions(system.identity)
         # How each task's sides were asked about, for the sidecar.
         self.asked: dict[str, dict[str, str | None]] = {}
-        self.mteb_model_meta = model_meta(system.identity, _dimension(system), products=self.products)
+        self.mteb_model_meta = model_meta(system.identity, dimension, products=self.products)
 
     def encode(
         self,
@@ -88,7 +88,7 @@ def run_mteb(
     hub's cache, or from the hub.   finished: told each result as soon as it is written.
     A task whose results are in `out` already, of the same system and protocol, is not run again.
     """
-    encoder = SystemEncoder(system, protocol)
+    encoder = SystemEncoder(system, protocol, dimension_of(system))
     # Its constructor is not the one of the protocol, which mteb itself calls for registered models only.
     model = cast(EncoderProtocol, encoder)
     out.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def describe(identity: Identity, protocol: MtebProtocol) -> dict[str, object]:
     return {**document, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def model_meta(identity: Identity, dimension: int, *, products: bool) -> ModelMeta:
+def model_meta(identity: Identity, dimension: int | None, *, products: bool) -> ModelMeta:
     """What mteb wants to know of a model; what it can't know of ours stays open."""
     name = identity.name if "/" in identity.name else f"me5/{identity.name}"
     files = json.dumps([dict(identity.files), identity.dtype, dict(identity.details)], sort_keys=True)
@@ -209,7 +209,7 @@ def model_meta(identity: Identity, dimension: int, *, products: bool) -> ModelMe
     )
 
 
-def _dimension(system: System) -> int:
+def dimension_of(system: System) -> int:
     """Length of the system's vectors; UnknownSystem where products of its features are not its nearness."""
     side = Side(_PROBES, "query")
     reading = system.read([side])

@@ -14,8 +14,6 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
 from service.recipe.prompts import Role
-from training.sentence_folder import INSTRUCT_HEAD
-from training.system import Identity
 
 MtebProtocolName = Literal["paper", "mteb-current"]
 _RETRIEVAL = ("Retrieval", "InstructionRetrieval")
@@ -78,8 +76,3 @@ def fixed_instruction(name: str, kind: str) -> str | None:
     """The sentence that the paper's code has for a task, where it is not what mteb's task says."""
     # MIRACLRetrievalHardNegatives has no instruction of its own in mteb, and the general one costs eight points.
     return _MIRACL_INSTRUCTION if name.startswith("MIRACL") else _PAPER_INSTRUCTIONS.get(kind)
-
-
-def takes_instructions(identity: Identity) -> bool:
-    """Whether the system is an instruct model, told by its prompt."""
-    return identity.prompts.get("query", "").startswith(INSTRUCT_HEAD)

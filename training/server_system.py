@@ -177,13 +177,11 @@ def _own_prompts(info: dict[str, Json]) -> Prompts:
 
 
 def _own(address: Address, info: dict[str, Json], wire: str) -> Identity:
-    prompts = info["prompts"]
-    assert isinstance(prompts, dict)
     return Identity(
         name=str(info["model_id"]),
         engine=f"me5 {info.get('version')} {info.get('engine')} {info.get('device')}",
         dtype=str(info.get("precision")),
-        prompts={role: str(prompts[role]) for role in ("query", "passage")},
+        prompts=prompts_by_role(_own_prompts(info)),
         max_tokens=int(str(info["max_input_length"])),
         files={"model.onnx": str(info["model_sha"])} if info.get("model_sha") else {},
         details={"address": address.url, "wire": wire, "model_version": str(info.get("model_version"))},

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingLayer
-from sentence_transformers.sentence_transformer.modules import Transformer
 from sentence_transformers.util import is_sentence_transformer_model
 
 from service.recipe.prompts import Prompts, Role
@@ -37,8 +37,8 @@ class TransformerOptions:
     """What the caller sets; None: what is known of the model, else what its files say.
 
     pooling: of a plain transformer; one with modules.json has its own.   max_tokens: prompt and special tokens counted.
-    device: None is the GPU where there is one.   raw_features: do not scale features to length one, as the E5 paper
-    does before classification; of use only for models that do not end in a layer that does it.
+    device: None is the GPU where there is one.   raw_features: do not scale features to length one, also where the
+    model's last layer would; what the E5 paper does before classification.
     """
 
     pooling: Pooling | None = None
@@ -57,6 +57,8 @@ def open_transformer(source: str, options: TransformerOptions, *, name: str | No
     folder = Path(source) if Path(source).is_dir() else None
     known = KNOWN_MODELS.get("/".join(Path(source).parts[-2:]))
     model = _load(source, known, options)
+    if options.raw_features and isinstance(model[len(model) - 1], Normalize):
+        del model[len(model) - 1]
     if model.max_seq_length is None or (known and known.max_tokens < model.max_seq_length):
         model.max_seq_length = known.max_tokens if known else None
     if options.max_tokens is not None:

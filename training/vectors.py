@@ -15,6 +15,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 Similarity = Literal["cosine", "dot"]
 # Texts, role and instruction to float32[N, H], not necessarily of length one.
 EmbedTexts = Callable[[Sequence[str], Role | None, str | None], Vectors]
+INSTRUCTION_MARK = "{instruction}"
 # How a text is asked about: its role, and the instruction for an instruct model.
 Asked: TypeAlias = tuple[Role | None, str | None]
 
@@ -91,5 +92,11 @@ def prompted(texts: Sequence[str], prompts: Prompts, role: Role | None, instruct
 
 
 def prompts_by_role(prompts: Prompts) -> dict[str, str]:
-    """What Identity says of them."""
-    return {"query": prompts.prefix("query"), "passage": prompts.prefix("passage")}
+    """What Identity says of them; `{instruction}` where an instruct model is told the task's sentence."""
+    marked = INSTRUCTION_MARK if prompts.instruct else None
+    return {"query": prompts.prefix("query", marked), "passage": prompts.prefix("passage")}
+
+
+def takes_instructions(identity: Identity) -> bool:
+    """Whether the system's query prompt has a place for the task's sentence."""
+    return INSTRUCTION_MARK in identity.prompts.get("query", "")
