@@ -49,6 +49,9 @@ HOMES = {
     "transformers": {"training"},
     "onnx": {"training"},
     "nncf": {"training"},
+    "sentence_transformers": {"training.transformer_system"},
+    "bm25s": {"training.mine", "training.words"},
+    "mteb": {"training.mteb_bridge", "training.mteb_protocols"},
 }
 
 

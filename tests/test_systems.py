@@ -230,7 +230,7 @@ def test_a_dense_layer_behind_the_pooling_is_computed_as_in_labse(tmp_path: Path
 def test_a_checkpoint_is_measured_by_its_own_reader_and_with_a_dense_layer_by_the_library(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "run" / "step")
     own = open_system(str(folder))
-    assert own.identity.engine == "torch"
+    assert own.identity.engine.startswith("torch")
     asked = OpenOptions(transformer=TransformerOptions(dtype="bf16"))
     library = open_system(str(folder), asked)
     assert library.identity.dtype == "bf16"
@@ -292,7 +292,7 @@ def test_what_is_named_is_opened(shipped: Path) -> None:
     details = hybrid.identity.details
     assert (details["weight"], details["1.words"], hybrid.identity.max_tokens) == ("0.25", "tokenizer", 512)
     assert "1.tokenizer.json" in hybrid.identity.files
-    assert open_system(str(shipped)).identity.engine == "onnx"
+    assert open_system(str(shipped)).identity.engine.startswith("onnx")
 
 
 @pytest.mark.parametrize("text", ["./nowhere", "no/such/folder", "ftp://host", "bm25:missing.json", "tei+ftp://host"])

@@ -16,7 +16,7 @@ NO_PROMPTS = Prompts(query="", passage="")
 
 @dataclass(frozen=True)
 class KnownModel:
-    """pooling: where the repository's own modules.json does not say it, else None.   max_tokens: of a text."""
+    """pooling: for a copy without modules.json, which says it otherwise.   max_tokens: prompt and marks counted."""
 
     prompts: Prompts
     max_tokens: int

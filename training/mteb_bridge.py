@@ -106,7 +106,8 @@ def run_mteb(
             model, task, cache=None, co2_tracker=False, encode_kwargs={"batch_size": BATCH_ROWS},
             show_progress_bar=False,
         )  # fmt: skip
-        task.unload_data()
+        for part in parts_of(task):
+            part.unload_data()
         result = found.task_results[0]
         document = {**head, "asked": dict(encoder.asked), "averages": averages(result)}
         result.to_disk(path)
@@ -137,9 +138,14 @@ def _named(name: str) -> list[AbsTask]:
             raise DataError(f"mteb {version('mteb')} has no task and no benchmark {name!r}: {hints}") from no_task
 
 
+def parts_of(task: AbsTask) -> list[AbsTask]:
+    """The tasks that have data: of CQADupstackRetrieval, twelve."""
+    return list(task.metadata.tasks) if isinstance(task, AbsTaskAggregate) else [task]
+
+
 def load_task(task: AbsTask, data: Path | None) -> None:
     """Load a task's data, or say in one line where it has to be."""
-    for part in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
+    for part in parts_of(task):
         about = part.metadata
         folder = data / about.name if data is not None else None
         if folder is not None and folder.is_dir():

@@ -25,9 +25,9 @@ from training.starting_model import PACKAGE_PREFIX, find_model_folder
 from training.system import Identity, System
 from training.transformer_system import TransformerOptions, open_transformer
 from training.vectors import VectorSystem, prompts_by_role
-from training.words import Variant, WordOptions, WordSystem
+from training.words import WORDS, Variant, WordOptions, WordSystem
 
-WORDS, HYBRID = "bm25", "hybrid:"
+HYBRID = "hybrid:"
 
 
 @dataclass(frozen=True)

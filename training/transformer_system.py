@@ -142,7 +142,9 @@ def _longest_input(encoder: Transformer) -> int | None:
 def _details(model: SentenceTransformer, similarity: Similarity) -> dict[str, str]:
     layers = [type(layer).__name__ for layer in model]
     modes = [layer.pooling_mode for layer in model if isinstance(layer, PoolingLayer)]
+    weights = [(each.numel(), each.element_size()) for each in model.parameters()]
     found = {"layers": " ".join(layers), "similarity": similarity}
+    found |= {"parameters": str(sum(n for n, _ in weights)), "bytes": str(sum(n * size for n, size in weights))}
     if modes:
         found["pooling"] = str(modes[0])
     # Of a model from the hub: the commit that was loaded.

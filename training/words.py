@@ -22,6 +22,7 @@ from service.recipe.tokens import load_tokenizer
 from training.errors import UnknownSystem
 from training.system import Identity, Nearness, Side
 
+WORDS = "bm25"
 Variant = Literal["lucene", "robertson", "atire"]
 WordIds: TypeAlias = list[list[int]]
 # Queries multiplied at a time: the sparse product of a block with 10,000 documents stays below 100 MB.
@@ -56,7 +57,7 @@ class WordSystem:
         details = {"k1": f"{options.k1:g}", "b": f"{options.b:g}", "variant": options.variant}
         details["words"] = "bm25s" if options.tokenizer is None else "tokenizer"
         self.identity = Identity(
-            name="bm25",
+            name=WORDS if options.tokenizer is None else f"{WORDS}:{'/'.join(options.tokenizer.resolve().parts[-3:])}",
             engine=f"bm25s {version('bm25s')}",
             dtype="fp32",
             prompts={},
