@@ -221,7 +221,20 @@ def test_a_tei_server_of_a_known_model_gets_that_models_prompts() -> None:
         "passage: c",
     ]
     assert max(len(body["inputs"]) for body in heard) == 2
+    assert {body["normalize"] for body in heard} == {True}
     assert (system.identity.dtype, system.identity.engine, system.identity.max_tokens) == ("float16", "tei 1.9.3", 512)
+
+
+def test_a_known_model_that_compares_by_products_is_asked_for_unscaled_vectors() -> None:
+    def answer(path: str, body: dict[str, object], _headers: dict[str, str]) -> Answer:
+        if path == "/info":
+            return 200, {"model_id": "facebook/mcontriever-msmarco", "max_client_batch_size": 32}, {}
+        return (200, [[3.0, 4.0]], {}) if body["normalize"] is False else (422, {"error": "scaled"}, {})
+
+    side = Side(["a"], "query")
+    with serve(answer) as url:
+        near = open_system(url).read([side]).nearness(side, side)
+    np.testing.assert_array_equal(near, [[25.0]])
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -8,8 +8,8 @@ import httpx
 from training.errors import ServerFailed
 from training.server_wires import Json
 
-# A full queue, a gateway before a server that is not there yet, a server that is starting.
-COME_BACK = (429, 502, 503)
+# A full queue, a gateway before a server that is not there yet, a server that is starting, one that was too slow.
+COME_BACK = (429, 502, 503, 504)
 TRIES = 8
 WAIT_MAX_S = 120.0
 

@@ -22,10 +22,12 @@ from training.known_models import KNOWN_MODELS, NO_PROMPTS
 from training.server_http import post
 from training.server_wires import Json, Wire, cohere_wire, me5_wire, openai_wire, tei_wire
 from training.system import Identity
-from training.vectors import Vectors, VectorSystem, prompts_by_role
+from training.vectors import Similarity, Vectors, VectorSystem, prompts_by_role
 
 SCHEMES = ("http", "https", "openai+http", "openai+https", "cohere+http", "cohere+https", "tei+http", "tei+https")
 KEY_VARIABLE = "ME5_SERVER_KEY"
+# What a server takes at once may be thousands, and would then wait for each other.
+_BATCH_TEXTS = 64
 # Below TEI's --payload-limit of 2,000,000 bytes even where each character takes three.
 _BATCH_CHARS = 500_000
 
@@ -104,7 +106,8 @@ def open_server(text: str, options: ServerOptions) -> VectorSystem:
             vectors[numbers] = part
         return vectors
 
-    return VectorSystem(identity, embed, raw_features=options.raw_features)
+    similarity = _similarity(identity.name)
+    return VectorSystem(identity, embed, similarity, options.raw_features)
 
 
 def _introduce(client: httpx.Client, address: Address, options: ServerOptions) -> tuple[Wire, Identity]:
@@ -115,17 +118,16 @@ def _introduce(client: httpx.Client, address: Address, options: ServerOptions) -
         return cohere_wire(address.model), _foreign(address, address.model, "cohere", NO_PROMPTS)
     info = _info(client, address.url.removesuffix("/v1") + "/info")
     ours = isinstance(info.get("prompts"), dict) and "default_role" in info
-    normalize = not options.raw_features
     if address.wire == "openai":
         if ours:
             return openai_wire(str(info["model_id"]), None), _own(address, info, "openai")
         model = address.model or _only_model(client, address)
         prompts = _prompts(options, model) or NO_PROMPTS
         return openai_wire(model, prompts), _foreign(address, model, "openai", prompts)
-    batch_texts = int(str(info.get("max_client_batch_size") or 32))
+    batch_texts = min(int(str(info.get("max_client_batch_size") or 32)), _BATCH_TEXTS)
     if ours and address.wire is None:
         identity = _own(address, info, "me5")
-        return me5_wire(_own_prompts(info), batch_texts, normalize=normalize), identity
+        return me5_wire(_own_prompts(info), batch_texts, normalize=not options.raw_features), identity
     if address.wire is None and "model_id" not in info:
         raise UnknownSystem(
             f"{address.url} doesn't say by GET /info what it is; "
@@ -134,6 +136,7 @@ def _introduce(client: httpx.Client, address: Address, options: ServerOptions) -
     model = str(info.get("model_id", address.model or "unnamed"))
     chosen = _prompts(options, model)
     identity = _foreign(address, model, "tei", chosen, info)
+    normalize = not options.raw_features and _similarity(model) == "cosine"
     return tei_wire(chosen, batch_texts, normalize=normalize), identity
 
 
@@ -165,6 +168,11 @@ def _prompts(options: ServerOptions, model: str) -> Prompts | None:
         return Prompts(query=options.query_prompt or "", passage=options.passage_prompt or "")
     known = KNOWN_MODELS.get(model)
     return known.prompts if known else None
+
+
+def _similarity(model: str) -> Similarity:
+    known = KNOWN_MODELS.get(model)
+    return known.similarity if known else "cosine"
 
 
 def _own_prompts(info: dict[str, Json]) -> Prompts:
@@ -199,7 +207,12 @@ def _foreign(
         dtype=str(told.get("model_dtype", "unknown")),
         prompts={} if prompts is None else prompts_by_role(prompts),
         max_tokens=length if isinstance(length, int) else None,
-        details={"address": address.url, "wire": wire, "prompts": "server" if prompts is None else "client"},
+        details={
+            "address": address.url,
+            "wire": wire,
+            "prompts": "server" if prompts is None else "client",
+            "similarity": _similarity(model),
+        },
     )
 
 
