@@ -201,6 +201,11 @@ def test_a_plain_transformer_without_a_pooling_is_refused_with_the_remedy(plain:
         open_system(str(plain))
 
 
+def test_a_folder_without_a_model_is_refused_as_that(tmp_path: Path) -> None:
+    with pytest.raises(UnknownSystem, match=f"can't open {tmp_path}.*config.json"):
+        open_system(str(tmp_path))
+
+
 def test_a_text_of_any_length_fits_a_plain_xlm_roberta(plain: Path) -> None:
     side = Side(["word " * 3000], None)
     system = open_transformer(str(plain), TransformerOptions(pooling="cls"))

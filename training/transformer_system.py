@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingLayer
 from sentence_transformers.util import is_sentence_transformer_model
+from transformers import AutoConfig
 
 from service.recipe.prompts import Prompts, Role
 from service.recipe.spec import file_sha256
@@ -112,6 +113,8 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
                 )
             model = SentenceTransformer(source, device=options.device, model_kwargs=settings, local_files_only=local)
         elif pooling is None:
+            # A name that nobody has, or a folder with nothing in it, is told as that.
+            AutoConfig.from_pretrained(source)
             raise UnknownSystem(
                 f"{source} has no modules.json that says how its token states become one vector; "
                 "name the pooling it was trained with: mean, cls or last"
@@ -123,7 +126,7 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
             model = SentenceTransformer(modules=[encoder, layer], device=options.device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownSystem(
-            f"can't open {source}: {error}; name a folder with config.json, weights and tokenizer, or a model on the "
+            f"can't open {source}: {str(error).splitlines()[0]}; name a folder with config.json, weights and tokenizer, or a model on the "
             "hub that this machine can reach or has in its cache"
         ) from error
     return model.eval()
