@@ -11,6 +11,8 @@ Me5Error
     ├── CheckpointError         the checkpoint folder is not one that this project understands
     ├── DataError               an evaluation set is missing, damaged, or has nothing to measure
     ├── BadResult               a result of `evaluate` that can't be read, or can't be compared with another one
+    ├── UnknownSystem           what is to be evaluated can't be opened, or doesn't fit the task
+    ├── ServerFailed            a server that is to be evaluated doesn't answer, or refuses
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
 """
 
@@ -57,6 +59,14 @@ class DataError(TrainingError):
 
 class BadResult(TrainingError):
     """A result of `evaluate` that can't be read, or can't be compared with another one."""
+
+
+class UnknownSystem(TrainingError):
+    """What is to be evaluated can't be opened, or doesn't fit the task."""
+
+
+class ServerFailed(TrainingError):
+    """A server that is to be evaluated doesn't answer, or refuses."""
 
 
 class ExportError(TrainingError):
