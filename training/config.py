@@ -214,6 +214,14 @@ class MineConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """What the finished model is measured on."""
+
+    # By name; none means all sets of the data folder.
+    sets: list[str] = []
+    protocol: Literal["paper", "mteb-current"] = "paper"
+
+
 class ModelConfig(Section):
     """All stages of one model."""
 
@@ -228,6 +236,7 @@ class ModelConfig(Section):
     mine: MineConfig = MineConfig()
     teach: TeachConfig = TeachConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":
         """The settings of one stage."""
