@@ -244,7 +244,10 @@ dense_top = 60
 
 [teach]
 batch_queries = 16
-epochs = 1
+negatives = 7
+forward_factor = 1
+r_drop = 0.0
+epochs = 2
 warmup_steps = 20
 learning_rate = 1e-3
 precision = "fp32"

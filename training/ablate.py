@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from service.recipe.tokens import load_tokenizer
 from training.config import ModelConfig, Stage
 from training.cross_encoder import identity_of, open_cross_encoder
-from training.eval_sets import EvalSet
+from training.eval_shapes import EvalSet
 from training.evaluate import choose_sets, evaluate, open_model
 from training.loop import stop_on_signal
 from training.mine import mine
@@ -27,8 +28,6 @@ from training.score import score_store
 from training.score_cache import open_cache
 from training.stages import train_stage
 from training.teach import train_teacher
-
-from service.recipe.tokens import load_tokenizer  # isort: skip
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,7 @@ def find_negatives(config: ModelConfig, out: Path, seed: int, stop: Callable[[],
     return True
 
 
-def measured(
-    out: Path, arm: Arm, seed: int, data: Path, sets: Sequence[EvalSet], config: ModelConfig
-) -> Result:
+def measured(out: Path, arm: Arm, seed: int, data: Path, sets: Sequence[EvalSet], config: ModelConfig) -> Result:
     """An arm's result with one seed; measured once."""
     path = run_of(out, arm.name, seed) / "result.json"
     if not path.is_file():

@@ -69,8 +69,18 @@ def compare(first: Result, second: Result, *, resamples: int = RESAMPLES, seed: 
 
 def difference(first: SetResult, second: SetResult, *, resamples: int = RESAMPLES, seed: int = SEED) -> Difference:
     """The main measure's difference on one set."""
+    drawn = drawn_differences(first, second, resamples=resamples, seed=seed)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    one, other = (float(np.mean(list(each.values.values()))) for each in (first, second))
+    return Difference(first.name, first.measure, one, other, float(low), float(high), two_sided(drawn))
+
+
+def drawn_differences(
+    first: SetResult, second: SetResult, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> NDArray[np.float64]:
+    """The main measure's difference in each drawing of the examples, float64[R]; the seed decides the drawings."""
     counts = {name: len(next(iter(examples.values()))) for name, examples in first.examples.items()}
-    drawn = resampled_difference(
+    return resampled_difference(
         {name: statistic(first.task, examples) for name, examples in first.examples.items()},
         {name: statistic(second.task, second.examples[name]) for name in counts},
         counts,
@@ -78,9 +88,6 @@ def difference(first: SetResult, second: SetResult, *, resamples: int = RESAMPLE
         resamples=resamples,
         rng=np.random.default_rng(seed),
     )
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    one, other = (float(np.mean(list(each.values.values()))) for each in (first, second))
-    return Difference(first.name, first.measure, one, other, float(low), float(high), two_sided(drawn))
 
 
 def two_sided(drawn: NDArray[np.float64]) -> float:

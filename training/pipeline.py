@@ -1,7 +1,7 @@
 """All stages of a model, one after another, each by the command that a person would type.
 
-What is done is remembered with what it was made from, so the same line goes on where it was stopped, and does again only
-what a changed setting touches.
+What is done is remembered with what it was made from, so the same line goes on where it was stopped, and does again
+only what a changed setting touches.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from training.checkpoint import write_json
 from training.config import ModelConfig
@@ -31,7 +32,7 @@ DONE_FILE = "done.json"
 class Step:
     """One command of the road.
 
-    arguments: behind `python -m training`.   reads: the parts of the configuration that decide what comes out.
+    arguments: behind `python -m training`.   reads: the parts of the configuration that decide what comes out, by name.
     shared: whether several processes do it together, under torchrun.
     """
 
@@ -47,6 +48,10 @@ class Step:
             return [sys.executable, "-m", *launcher, "training", *self.arguments]
         return [sys.executable, "-m", "training", *self.arguments]
 
+    def written(self, processes: int) -> str:
+        """The same, as a person would type it."""
+        return shlex.join(["python", *self.command(processes)[1:]])
+
 
 def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[Step]:
     """The road of a model whose settings are the file `path`, as far as it names sources for its stages."""
@@ -56,7 +61,7 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
 
     def prepare(stage: str) -> Step:
         arguments = ("prepare", toml, "--stage", stage, "--data", str(data), "--out", str(pairs / stage))
-        return Step(f"prepare {stage}", arguments, (stage,))
+        return Step(f"prepare {stage}", arguments, (f"{stage}.sources", f"{stage}.filter"))
 
     def train(stage: str, *, pairs: str, start: Path | None) -> Step:
         begin = ("--start", str(start)) if start else ()
@@ -72,6 +77,7 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
         mine = ("mine", toml, "--model", str(newest), "--pairs", unmined, "--out", mined)
         teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
         score = ("score", toml, "--teacher", str(runs / "teach" / "latest"), "--pairs", mined)
+        score += ("--cache", str(pairs / "scores.sqlite3"))
         steps += [
             prepare("finetune"),
             Step("mine", mine, (*model, "mine")),
@@ -80,10 +86,9 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
             train("finetune", pairs=mined, start=newest),
         ]
         newest = runs / "finetune" / "latest"
-    sets = ",".join(config.evaluate.sets)
-    evaluate = ("evaluate", str(newest), "--data", str(data), "--tasks", sets, "--json", str(result))
-    evaluate += ("--protocol", config.evaluate.protocol)
-    export = ("export", str(newest), "--name", config.name, "--out", str(work / "model_repo"), "--result", str(result))
+    tasks = ("--tasks", ",".join(config.evaluate.sets), "--protocol", config.evaluate.protocol)
+    evaluate = ("evaluate", str(newest), "--data", str(data), *tasks, "--json", str(result))
+    export = ("export", str(newest), "--name", config.name, "--out", str(work / "model_repo"))
     return [*steps, Step("evaluate", evaluate, ("evaluate",)), Step("export", export, ("name",))]
 
 
@@ -108,10 +113,9 @@ def run(
         if done.get(step.name) == before:
             say(f"{place}: done before")
             continue
-        command = step.command(processes)
-        say(f"{place}: {shlex.join(['python', *command[1:]])}")
+        say(f"{place}: {step.written(processes)}")
         began = time.monotonic()
-        code, stopped = finished(command)
+        code, stopped = finished(step.command(processes))
         if stopped:
             return False
         if code:
@@ -124,9 +128,15 @@ def run(
 
 def fingerprint(step: Step, config: ModelConfig, before: str) -> str:
     """What a step's outcome depends on, and all that it stands on."""
-    settings = config.model_dump(mode="json", include=set(step.reads))
+    settings = [_part(config.model_dump(mode="json"), name) for name in step.reads]
     document = json.dumps([before, step.arguments, settings], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()
+
+
+def _part(settings: dict[str, Any], name: str) -> object:
+    """A part of the configuration by its name, such as `finetune.sources`."""
+    section, _, key = name.partition(".")
+    return settings[section][key] if key else settings[section]
 
 
 def read_done(folder: Path) -> dict[str, str]:
