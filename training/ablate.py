@@ -123,7 +123,7 @@ def find_negatives(config: ModelConfig, out: Path, seed: int, stop: Callable[[],
         shutil.copytree(pairs / "mined", pairs / ".scored")
         name = str(out / "teacher" / "latest")
         teacher = open_cross_encoder(name, join_processes().device, config.teach.max_tokens)
-        with open_cache(out / "scores.sqlite3", identity_of(name, config.teach.max_tokens)) as cache:
+        with open_cache(out / "scores.sqlite3", identity_of(name, config.teach)) as cache:
             for store in open_stores(pairs / ".scored", config.finetune.sources):
                 score_store(store, teacher, cache, config.teach)
         (pairs / ".scored").rename(pairs / "scored")

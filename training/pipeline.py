@@ -76,12 +76,13 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
         unmined = str(pairs / "finetune")
         mine = ("mine", toml, "--model", str(newest), "--pairs", unmined, "--out", mined)
         teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
-        score = ("score", toml, "--teacher", str(runs / "teach" / "latest"), "--pairs", mined)
-        score += ("--cache", str(pairs / "scores.sqlite3"))
+        # A re-ranker that is named needs no training.
+        teacher = () if config.teach.teacher else ("--teacher", str(runs / "teach" / "latest"))
+        score = ("score", toml, *teacher, "--pairs", mined, "--cache", str(pairs / "scores.sqlite3"))
         steps += [
             prepare("finetune"),
             Step("mine", mine, (*model, "mine")),
-            Step("teach", teach, (*model, "teach"), shared=True),
+            *([] if config.teach.teacher else [Step("teach", teach, (*model, "teach"), shared=True)]),
             Step("score", score, (*model, "teach")),
             train("finetune", pairs=mined, start=newest),
         ]

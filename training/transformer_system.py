@@ -126,8 +126,8 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
             model = SentenceTransformer(modules=[encoder, layer], device=options.device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownSystem(
-            f"can't open {source}: {str(error).splitlines()[0]}; name a folder with config.json, weights and tokenizer, or a model on the "
-            "hub that this machine can reach or has in its cache"
+            f"can't open {source}: {str(error).splitlines()[0]}; name a folder with config.json, "
+            "weights and tokenizer, or a model on the hub that this machine can reach or has in its cache"
         ) from error
     return model.eval()
 
