@@ -253,20 +253,27 @@ def evaluate(
     precision: Annotated[PrecisionChoice, typer.Option(help="What it computes in.")] = PrecisionChoice.fp32,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 takes all cores.")] = 0,
 ) -> None:
-    """Score a model on bitext mining, semantic similarity and retrieval."""
+    """Score a model on bitext mining, similarity, retrieval, classification and clustering."""
     with one_line_errors():
         folder = data_folder(data)
-        from training.evaluate import PROTOCOLS, as_json, choose_sets, open_model, table
+        from training.evaluate import choose_sets, open_model
         from training.evaluate import evaluate as run_evaluation
+        from training.protocol import PROTOCOLS
+        from training.result import measures_of, table, write_result
 
         sets = choose_sets([task for task in tasks.split(",") if task], quick=quick)
         opened = open_model(model, engine=engine.value, precision=precision.value, threads=threads, progress=True)
-        typer.echo(f"{opened.name}, {opened.engine}, protocol {protocol.value}\n")
+        identity = opened.system.identity
+        typer.echo(f"{identity.name}, {identity.engine}, protocol {protocol.value}\n")
         result = run_evaluation(
-            opened, folder, sets, PROTOCOLS[protocol.value], lambda done, scores: typer.echo(table(done, scores))
+            opened.system,
+            folder,
+            sets,
+            PROTOCOLS[protocol.value],
+            lambda done, scored: typer.echo(table(done, measures_of(scored))),
         )
         if json is not None:
-            json.write_text(as_json(result), encoding="utf-8")
+            write_result(json, result)
 
 
 def data_folder(given: Path | None) -> Path:

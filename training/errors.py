@@ -9,7 +9,8 @@ Me5Error
     ├── SettingsChanged         a run can only be continued with the settings and the data it was started with
     ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
-    ├── DataError               an evaluation set is missing or damaged
+    ├── DataError               an evaluation set is missing, damaged, or has nothing to measure
+    ├── BadResult               a result of `evaluate` that can't be read, or can't be compared with another one
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
 """
 
@@ -51,7 +52,11 @@ class CheckpointError(TrainingError):
 
 
 class DataError(TrainingError):
-    """An evaluation set is missing or damaged."""
+    """An evaluation set is missing, damaged, or has nothing to measure."""
+
+
+class BadResult(TrainingError):
+    """A result of `evaluate` that can't be read, or can't be compared with another one."""
 
 
 class ExportError(TrainingError):
