@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # As on a machine with the gateway only. None in sys.modules makes an import fail like a missing package.
 WITHOUT_TORCH = """
 import sys
-for name in ("torch", "transformers", "onnx", "onnxscript", "sklearn", "scipy"):
+for name in ("torch", "transformers", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"):
     sys.modules[name] = None
 from training.__main__ import cli
 cli(sys.argv[1:], prog_name="python -m training")
@@ -31,7 +31,10 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-COMMANDS = ["", "bootstrap", "prepare", "pretrain", "mine", "finetune", "export", "quantize", "evaluate"]
+COMMANDS = [
+    *("", "bootstrap", "prepare", "pretrain", "mine", "finetune", "export", "quantize"),
+    *("evaluate", "compare", "report", "audit"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

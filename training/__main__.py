@@ -276,6 +276,72 @@ def evaluate(
             write_result(json, result)
 
 
+Results = Annotated[list[Path], typer.Argument(help="JSON files written by `evaluate --json`.")]
+OneResult = Annotated[Path, typer.Argument(help="A JSON file written by `evaluate --json`.")]
+
+
+@cli.command()
+def compare(first: OneResult, second: OneResult) -> None:
+    """Test the difference of two results, set by set, by a paired bootstrap over the examples."""
+    with one_line_errors():
+        from training.compare import compare as compare_results
+        from training.compare import describe
+        from training.result import read_result
+
+        one, other = read_result(first), read_result(second)
+        found = compare_results(one, other)
+        typer.echo(describe(found, *(f"{each.system.name}, {each.system.engine}" for each in (one, other))), nl=False)
+
+
+@cli.command()
+def report(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="Folder of the page and its figures.")] = Path("report"),
+) -> None:
+    """Write results side by side: a page with tables, figures and the audit of languages."""
+    with one_line_errors():
+        from training.report import write_report
+        from training.result import read_result
+
+        typer.echo(f"{write_report([read_result(each) for each in results], out)}")
+
+
+@cli.command()
+def audit(
+    result: OneResult,
+    before: Annotated[
+        Path | None, typer.Option(help="An earlier result, such as before quantisation.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A folder with tokenizer.json: what each language costs.", show_default=False)
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Say how well each language is served: the worst, groups, what changed, and tokens per character."""
+    with one_line_errors():
+        from service.recipe.tokens import load_tokenizer
+        from training.audit import audit as audit_result
+        from training.audit import (
+            describe_audit,
+            describe_drops,
+            describe_tokens,
+            drops,
+            texts_by_language,
+            tokens_per_character,
+        )
+        from training.result import read_result
+
+        texts = {} if model is None else texts_by_language(data_folder(data))
+        measured = read_result(result)
+        typer.echo(describe_audit(audit_result(measured)))
+        if before is not None:
+            typer.echo(describe_drops(drops(read_result(before), measured)))
+        if model is not None:
+            tokenizer = load_tokenizer(model / "tokenizer.json")
+            costs = {name: tokens_per_character(tokenizer, each) for name, each in texts.items()}
+            typer.echo(describe_tokens(costs), nl=False)
+
+
 def data_folder(given: Path | None) -> Path:
     """The data folder, or the sentence that says how to name one."""
     from training.errors import DataError

@@ -38,7 +38,8 @@ def statistic(task: Task, examples: Examples) -> Statistic:
 def mean_statistic(values: NDArray[np.generic]) -> Statistic:
     """The mean of the values.   values: [N]."""
     column = values.astype(np.float64)
-    return lambda counts: counts @ column / counts.sum(axis=1)
+    # A drawing has as many examples as there are.
+    return lambda counts: counts @ column / len(column)
 
 
 def spearman_statistic(first: NDArray[np.generic], second: NDArray[np.generic]) -> Statistic:
