@@ -166,13 +166,15 @@ def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol)
     return found
 
 
-def sides_in_blocks(subset: Subset, protocol: Protocol, instruction: str | None = None) -> list[Side]:
-    """The sides of a subset; the queries of a retrieval in parts whose nearness to all documents fits into memory."""
+def sides_in_blocks(
+    subset: Subset, protocol: Protocol, instruction: str | None = None, cells: int = BLOCK_CELLS
+) -> list[Side]:
+    """The sides of a subset; the queries of a retrieval in parts whose nearness to all documents has so many cells."""
     lists = sides(subset, protocol, instruction)
     if not isinstance(subset, Retrieval) or not all(side.texts for side in lists):
         return lists
     queries, documents = lists
-    rows = max(1, BLOCK_CELLS // len(documents.texts))
+    rows = max(1, cells // len(documents.texts))
     starts = range(0, len(queries.texts), rows)
     return [*(replace(queries, texts=queries.texts[start : start + rows]) for start in starts), documents]
 
