@@ -49,6 +49,7 @@ HOMES = {
     "transformers": {"training"},
     "onnx": {"training"},
     "nncf": {"training"},
+    "matplotlib": {"training.plots"},
 }
 
 

@@ -259,8 +259,10 @@ def evaluate(
         from training.evaluate import choose_sets, open_model
         from training.evaluate import evaluate as run_evaluation
         from training.protocol import PROTOCOLS
-        from training.result import measures_of, table, write_result
+        from training.result import check_place, measures_of, table, write_result
 
+        if json is not None:
+            check_place(json)
         sets = choose_sets([task for task in tasks.split(",") if task], quick=quick)
         opened = open_model(model, engine=engine.value, precision=precision.value, threads=threads, progress=True)
         identity = opened.system.identity

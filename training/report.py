@@ -24,7 +24,7 @@ _SIZES: tuple[tuple[str, float, str], ...] = (
 
 def write_report(results: Sequence[Result], out: Path) -> Path:
     """Write the page and its figures. Returns the page's path. Raises TrainingError where the folder takes no file."""
-    named = dict(zip(labels([result.system.name for result in results], results), results, strict=True))
+    named = dict(zip(labels(results), results, strict=True))
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = page(named, draw_figures(named, out))
@@ -34,8 +34,9 @@ def write_report(results: Sequence[Result], out: Path) -> Path:
     return out / PAGE
 
 
-def labels(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+def labels(results: Sequence[Result]) -> list[str]:
     """A name for each result: the system's, and as much more as tells it from the others."""
+    names = [result.system.name for result in results]
     more: tuple[Callable[[Result], str], ...] = (
         lambda result: result.system.engine,
         lambda result: str(result.protocol["name"]),

@@ -137,16 +137,22 @@ def as_json(result: Evaluation) -> str:
     return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file that write_result could not write, before an hour of work. Raises TrainingError."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise TrainingError(f"{path} can't be written; give --json a file in a folder that is there")
+
+
 def write_result(path: Path, result: Evaluation) -> None:
     """Write a result whole or not at all. Raises TrainingError where the folder takes no file."""
+    check_place(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(as_json(result), encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
-        raise TrainingError(
-            f"{path} can't be written: {error.strerror}; give --json a file in a folder that is there"
-        ) from error
+        unfinished.unlink(missing_ok=True)
+        raise TrainingError(f"{path} can't be written: {error.strerror}; give --json another place") from error
 
 
 def read_result(path: Path) -> Result:
