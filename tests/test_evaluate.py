@@ -120,6 +120,7 @@ def test_a_result_names_everything_its_figures_depend_on(data: Path, model: Meas
     assert document["system"]["name"] == "runs/step_000001"
     assert document["system"]["engine"] == "torch fp32"
     assert set(document["system"]["files"]) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert document["system"]["details"].keys() == {"parameters", "bytes"}
     assert document["protocol"]["name"] == "paper"
     file = "eval/bitext_flores200.jsonl.gz"
     assert document["data"][file] == hashlib.sha256((data / file).read_bytes()).hexdigest()

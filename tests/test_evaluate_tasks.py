@@ -175,6 +175,12 @@ def test_a_set_without_any_answer_names_itself(tmp_path: Path) -> None:
         score_set(WordCounts(), tmp_path, EVAL_SETS["stsb"], PAPER)
 
 
+def test_a_line_without_its_fields_is_an_error_of_the_data(tmp_path: Path) -> None:
+    write_lines(tmp_path / "eval/sts_stsb_multi.jsonl.gz", [{"lang": "de", "split": "test", "sentence1": "boats"}])
+    with pytest.raises(DataError, match="stsb: a line of eval/sts_stsb_multi.jsonl.gz lacks the field 'sentence2'"):
+        score_set(WordCounts(), tmp_path, EVAL_SETS["stsb"], PAPER)
+
+
 @pytest.mark.parametrize("protocol", ["paper", "mteb-current"])
 @pytest.mark.parametrize(
     ("set_name", "asked_with"),

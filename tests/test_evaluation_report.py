@@ -118,7 +118,7 @@ def test_evaluate_compare_report_and_audit_are_one_road(tmp_path: Path) -> None:
     assert run("report", *results, "--out", str(tmp_path / "report")) == f"{tmp_path / 'report' / 'report.md'}\n"
     audited = run("audit", results[0], "--before", results[1], "--model", str(model), "--data", str(data))
     assert "flores, accuracy, 14 languages" in audited
-    assert "flores, tokens per character: median" in audited
+    assert "flores, tokens per character, median" in audited
 
 
 def test_a_json_file_in_no_folder_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from training.languages import HIGH_GIB, MID_GIB, language_of
 from training.result import Result, SetResult
 
 BADLY_SERVED = 0.5
+LINE_CHARACTERS = 110
 RESOURCE_RULE = (
     f"resource by the size of a language's text in CC-100 (arXiv 1911.02116, table 6): high from {HIGH_GIB:g} GiB, "
     f"mid from {MID_GIB:g} GiB, low below, unlisted where it has none"
@@ -144,13 +146,15 @@ def describe_audit(audits: Sequence[SetAudit]) -> str:
             f"{each.name}, {each.measure}, {len(each.values)} languages",
             f"  mean {each.mean:.4f}, worst decile {each.worst_decile:.4f}, "
             f"gap {each.gap:.4f} ({_named(each, each.best)}, {_named(each, each.worst)})",
-            f"  below {BADLY_SERVED}: {len(each.badly_served)}"
-            + (f" ({', '.join(each.badly_served)})" if each.badly_served else ""),
-            f"  by script: {_listed(each.scripts)}",
-            f"  by resource: {_listed(each.resources)}",
+            *_wrapped(
+                f"below {BADLY_SERVED}: {len(each.badly_served)}"
+                + (f" ({', '.join(each.badly_served)})" if each.badly_served else "")
+            ),
+            *_wrapped(f"by script: {_listed(each.scripts)}"),
+            *_wrapped(f"by resource: {_listed(each.resources)}"),
             "",
         ]
-    return "\n".join([*lines, RESOURCE_RULE, ""])
+    return "\n".join([*lines, *wrap(RESOURCE_RULE, LINE_CHARACTERS), ""])
 
 
 def describe_drops(found: Sequence[Drop], shown: int = 5) -> str:
@@ -163,15 +167,19 @@ def describe_drops(found: Sequence[Drop], shown: int = 5) -> str:
     return "\n".join([*lines, ""])
 
 
-def describe_tokens(found: Mapping[str, Mapping[str, float]], shown: int = 5) -> str:
-    """Tokens per character as lines of text: the median language, the dearest and the cheapest."""
+def describe_tokens(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Tokens per character as lines of text, the dearest language first."""
     lines = []
     for name, languages in found.items():
         middle = float(np.median(list(languages.values())))
-        ends = [*list(languages.items())[:shown], *list(languages.items())[-shown:]]
-        named = ", ".join(f"{language} {value:.2f}" for language, value in dict(ends).items())
-        lines.append(f"{name}, tokens per character: median {middle:.2f}; dearest and cheapest {named}")
+        lines.append(f"{name}, tokens per character, median {middle:.2f}, by language:")
+        named = ", ".join(f"{language} {value:.2f}" for language, value in languages.items())
+        lines += _wrapped(named)
     return "\n".join([*lines, ""])
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, LINE_CHARACTERS, initial_indent="  ", subsequent_indent="    ")
 
 
 def _named(audited: SetAudit, language: str) -> str:

@@ -148,7 +148,11 @@ def evaluate(
 
 def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol) -> dict[str, Scored]:
     """The measures of one set, subset by subset. Raises DataError where the set has nothing to measure."""
-    subsets = eval_set.read(data)
+    try:
+        subsets = eval_set.read(data)
+    except (KeyError, ValueError) as error:
+        reason = f"lacks the field {error}" if isinstance(error, KeyError) else f"can't be read: {error}"
+        raise DataError(f"{eval_set.name}: a line of {', '.join(eval_set.files)} {reason}") from error
     if not subsets:
         raise DataError(f"{eval_set.name}: {data / eval_set.files[0]} holds nothing")
     instruction = eval_set.instruction if takes_instructions(system.identity) else None

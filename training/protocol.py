@@ -29,7 +29,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # The mE5 paper and unilm/e5: "query: " on both sides for everything but retrieval.
+    # The mE5 paper and unilm/e5: "query: " on both sides for everything but retrieval. In one thing ours is mteb's: it
+    # classifies by vectors of length one, unilm/e5 by the means before that.
     "paper": Protocol("paper", "query", "query", "query", "passage", "query", "query"),
     # mteb's present registration of mE5: prompts for retrieval only. Published figures of both kinds are about.
     "mteb-current": Protocol("mteb-current", None, None, "query", "passage", None, None),
