@@ -22,8 +22,8 @@ from training.encoder_system import EncoderSystem, prompt_texts
 from training.errors import DataError
 from training.eval_reading import read_across, read_all_languages, read_flores_matrix, read_labelled, read_topics
 from training.eval_sets import EVAL_SETS
-from training.eval_shapes import MAIN_MEASURE, Retrieval
-from training.evaluate import choose_sets, evaluate, open_model, score, score_set, sides_in_blocks
+from training.eval_shapes import MAIN_MEASURE, Bitext, Retrieval
+from training.evaluate import choose_sets, evaluate, open_model, questions, score, score_set
 from training.label_scores import classification_scores, clustering_scores, drawn_samples
 from training.protocol import PROTOCOLS
 from training.result import as_json
@@ -151,18 +151,20 @@ def test_a_system_of_word_counts_is_scored_on_every_kind_of_task(data: Path) -> 
     json.loads(as_json(result))
 
 
-def test_queries_asked_in_blocks_give_the_same_figures() -> None:
+def test_texts_that_search_in_blocks_find_the_same() -> None:
     rng = np.random.default_rng(0)
     words = [f"w{number}" for number in range(60)]
     texts = [" ".join(rng.choice(words, 6)) for _ in range(90)]
-    subset = Retrieval(texts[:50], texts[40:], [{row % 50: 1} if row % 3 else {} for row in range(50)])
-    found = {}
-    for cells in (10**6, 7 * 50):
-        asked = sides_in_blocks(subset, PAPER, cells=cells)
-        found[len(asked)] = score(subset, WordCounts().read(asked), asked)
-    whole, blocks = found[2], found[9]  # 50 queries, 7 at a time, and the documents
-    assert blocks.measures == whole.measures
-    np.testing.assert_array_equal(blocks.examples["ndcg@10"], whole.examples["ndcg@10"])
+    relevant = [{row % 40: 1} if row % 3 else {} for row in range(50)]
+    for subset, count in ((Retrieval(texts[:50], texts[50:], relevant), 1), (Bitext(texts[:45], texts[45:]), 2)):
+        whole, blocks = (questions(subset, PAPER, cells=cells) for cells in (10**6, 7 * 45))
+        assert [len(each) for each in whole] == [2] * count
+        assert all(len(each) >= 8 for each in blocks)  # seven texts at a time, and all that is searched
+        reading = WordCounts().read([side for each in (*whole, *blocks) for side in each])
+        one, other = score(subset, reading, whole), score(subset, reading, blocks)
+        assert one.measures == other.measures
+        for name, values in one.examples.items():
+            np.testing.assert_array_equal(values, other.examples[name])
 
 
 def test_a_set_without_any_answer_names_itself(tmp_path: Path) -> None:
@@ -173,6 +175,13 @@ def test_a_set_without_any_answer_names_itself(tmp_path: Path) -> None:
     write_lines(tmp_path / "eval/sts_stsb_multi.jsonl.gz", [])
     with pytest.raises(DataError, match="stsb: .*holds nothing"):
         score_set(WordCounts(), tmp_path, EVAL_SETS["stsb"], PAPER)
+
+
+def test_a_language_without_documents_is_named(tmp_path: Path) -> None:
+    write_parallel_questions(tmp_path, ["de"])
+    write_lines(tmp_path / "eval/retrieval_xquad/corpus.jsonl.gz", [])
+    with pytest.raises(DataError, match="xquad, de: no texts in eval/retrieval_xquad/corpus.jsonl.gz"):
+        score_set(WordCounts(), tmp_path, EVAL_SETS["xquad"], PAPER)
 
 
 def test_a_line_without_its_fields_is_an_error_of_the_data(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
 
 def test_bitext_f1_is_below_accuracy_when_one_target_attracts_too_many() -> None:
     # Sources 0 and 1 both find target 0; source 2 finds its own.
-    scores = bitext_scores(cosines(at_angles(0, 10, 90), at_angles(0, 40, 90))).measures
+    scores = bitext_scores([cosines(at_angles(0, 10, 90), at_angles(0, 40, 90))]).measures
     assert scores["accuracy"] == pytest.approx(2 / 3)
     # Classes: target 0 precision 1/2, recall 1, F1 2/3; target 1 never found, 0; target 2 F1 1. Mean of the three.
     assert scores["f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
@@ -42,17 +42,18 @@ def test_bitext_f1_is_below_accuracy_when_one_target_attracts_too_many() -> None
 
 def test_the_way_back_is_asked_of_the_targets() -> None:
     sources, targets = at_angles(0, 10, 90), at_angles(0, 40, 90)
-    scores = bitext_scores(cosines(sources, targets), cosines(targets, sources)).measures
+    scores = bitext_scores([cosines(sources, targets)], [cosines(targets, sources)]).measures
     # Target 1 at 40 degrees finds source 1 at 10 degrees: on the way back all are right.
     assert (scores["accuracy"], scores["reverse accuracy"]) == (pytest.approx(2 / 3), 1)
 
 
 def test_the_margin_passes_over_a_target_that_is_near_to_everything() -> None:
     nearness = np.array([[0.9, 0.8, 0.1], [0.8, 0.1, 0.2], [0.85, 0.1, 0.7]], dtype=np.float32)
-    assert nearest(nearness).tolist() == [0, 0, 0]
+    assert nearest([nearness]).tolist() == [0, 0, 0]
     # Two nearest each. Rows' means: .85, .5, .775; columns' means: .875, .45, .45. Row 0: .9 / .8625 against
     # .8 / .65; row 1: .8 / .6875 against .2 / .475; row 2: .85 / .825 against .7 / .6125.
-    assert nearest_by_margin(nearness, k=2).tolist() == [1, 0, 2]
+    plain, by_margin = nearest_by_margin([nearness], k=2)
+    assert (plain.tolist(), by_margin.tolist()) == ([0, 0, 0], [1, 0, 2])
 
 
 def test_the_margin_agrees_with_its_definition_written_as_loops() -> None:
@@ -60,14 +61,18 @@ def test_the_margin_agrees_with_its_definition_written_as_loops() -> None:
     nearness = rng.uniform(0.5, 1, (30, 30)).astype(np.float32)
     row_means = [np.mean(sorted(row, reverse=True)[:4]) for row in nearness]
     column_means = [np.mean(sorted(column, reverse=True)[:4]) for column in nearness.T]
-    for row, found in enumerate(nearest_by_margin(nearness)):
+    # The same in one block, and in blocks of fewer rows than the four that count.
+    whole, blocks = nearest_by_margin([nearness])[1], nearest_by_margin(np.split(nearness, range(3, 30, 3)))[1]
+    np.testing.assert_array_equal(whole, blocks)
+    for row, found in enumerate(whole):
         candidates = sorted(range(30), key=lambda column: -nearness[row, column])[:4]
         margins = {c: nearness[row, c] / ((row_means[row] + column_means[c]) / 2) for c in candidates}
         assert found == max(margins, key=margins.get)
 
 
 def test_nothing_shared_is_no_margin_and_no_number_gets_lost() -> None:
-    scores = bitext_scores(np.zeros((5, 5), dtype=np.float32), np.zeros((5, 5), dtype=np.float32)).measures
+    nothing = np.zeros((5, 5), dtype=np.float32)
+    scores = bitext_scores([nothing], [nothing]).measures
     assert scores["margin accuracy"] == scores["accuracy"] == pytest.approx(1 / 5)  # the first of equal ones
 
 

@@ -8,7 +8,7 @@ any system through the protocol of `training.system` and nothing else. A figure 
 made with, so every result carries its protocol, and the hashes of the model and the data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from training.label_scores import classification_scores, clustering_scores, draw
 from training.protocol import Protocol, drawn_rows, sides, takes_instructions
 from training.scores import Scored, bitext_scores, retrieval_scores, similarity_scores
 from training.sentence_folder import read_sentence_folder
-from training.system import Identity, Reading, Side, System
+from training.system import Identity, Nearness, Reading, Side, System
 
 EngineName = Literal["onnx", "openvino"]
 # Of nearness that is held at once: 64 MiB.
@@ -156,11 +156,13 @@ def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol)
     if not subsets:
         raise DataError(f"{eval_set.name}: {data / eval_set.files[0]} holds nothing")
     instruction = eval_set.instruction if takes_instructions(system.identity) else None
-    asked = {name: sides_in_blocks(subset, protocol, instruction) for name, subset in subsets.items()}
-    for name, lists in asked.items():
-        if not all(side.texts for side in lists):
+    asked = {name: questions(subset, protocol, instruction) for name, subset in subsets.items()}
+    for name, each in asked.items():
+        if not all(side.texts for question in each for side in question):
             raise DataError(f"{eval_set.name}, {name}: no texts in {', '.join(eval_set.files)}")
-    reading = system.read([side for lists in asked.values() for side in lists])
+    # Each side once: what is read twice would count twice where words are counted.
+    read = {id(side): side for each in asked.values() for question in each for side in question}
+    reading = system.read(list(read.values()))
     found = {}
     for name, subset in subsets.items():
         try:
@@ -170,39 +172,57 @@ def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol)
     return found
 
 
-def sides_in_blocks(
+def questions(
     subset: Subset, protocol: Protocol, instruction: str | None = None, cells: int = BLOCK_CELLS
-) -> list[Side]:
-    """The sides of a subset; the queries of a retrieval in parts whose nearness to all documents has so many cells."""
+) -> list[list[Side]]:
+    """What a system is asked about a subset: lists of sides, the last of which is searched where there is a search.
+
+    Those that search are in parts whose nearness to all that is searched has so many cells. A bitext may be searched
+    both ways.
+    """
     lists = sides(subset, protocol, instruction)
-    if not isinstance(subset, Retrieval) or not all(side.texts for side in lists):
-        return lists
-    queries, documents = lists
-    rows = max(1, cells // len(documents.texts))
-    starts = range(0, len(queries.texts), rows)
-    return [*(replace(queries, texts=queries.texts[start : start + rows]) for start in starts), documents]
-
-
-def score(subset: Subset, reading: Reading, asked: Sequence[Side]) -> Scored:
-    """The measures of one subset, by what the system says of its sides."""
     match subset:
         case Bitext(one_way=one_way):
-            sources, targets = asked
-            backward = None if one_way else reading.nearness(targets, sources)
-            return bitext_scores(reading.nearness(sources, targets), backward)
+            sources, targets = lists
+            ways = [(sources, targets)] if one_way else [(sources, targets), (targets, sources)]
+            return [[*_parts(asking, asked, cells), asked] for asking, asked in ways]
+        case Retrieval():
+            queries, documents = lists
+            return [[*_parts(queries, documents, cells), documents]]
+        case _:
+            return [lists]
+
+
+def _parts(asking: Side, asked: Side, cells: int) -> list[Side]:
+    rows = max(1, cells // max(1, len(asked.texts)))
+    if len(asking.texts) <= rows:
+        return [asking]
+    return [replace(asking, texts=asking.texts[at : at + rows]) for at in range(0, len(asking.texts), rows)]
+
+
+def score(subset: Subset, reading: Reading, asked: Sequence[Sequence[Side]]) -> Scored:
+    """The measures of one subset, by what the system says to its questions."""
+    match subset:
+        case Bitext():
+            return bitext_scores(*(_blocks(reading, question) for question in asked))
         case Similarity(judged=judged):
-            return similarity_scores(reading.pair_nearness(*asked), judged)
+            firsts, seconds = asked[0]
+            return similarity_scores(reading.pair_nearness(firsts, seconds), judged)
         case Retrieval(relevant=relevant):
-            *blocks, documents = asked
-            return retrieval_scores((reading.nearness(block, documents) for block in blocks), relevant)
+            return retrieval_scores(_blocks(reading, asked[0]), relevant)
         case Classification():
             places = {row: place for place, row in enumerate(drawn_rows(subset))}
             samples = [[places[row] for row in rows] for rows in drawn_samples(subset.train_labels)]
             learned = [subset.train_labels[row] for row in places]
-            train, test = (reading.features(side) for side in asked)
+            train, test = (reading.features(side) for side in asked[0])
             return classification_scores(train, learned, samples, test, subset.labels)
         case Clustering(labels=labels):
-            return clustering_scores(reading.features(asked[0]), labels)
+            return clustering_scores(reading.features(asked[0][0]), labels)
+
+
+def _blocks(reading: Reading, question: Sequence[Side]) -> Iterator[Nearness]:
+    *parts, searched = question
+    return (reading.nearness(part, searched) for part in parts)
 
 
 def _data_sha256(path: Path) -> str:

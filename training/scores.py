@@ -26,23 +26,27 @@ class Scored:
     examples: Examples
 
 
-def nearest(nearness: Nearness) -> NDArray[np.int64]:
-    """For each row of nearness[N, M] the index of its nearest column, int64[N]; the first of equal ones wins."""
-    found: NDArray[np.int64] = np.argmax(nearness, axis=1)
-    return found
+def nearest(blocks: Iterable[Nearness]) -> NDArray[np.int64]:
+    """For each row the index of its nearest column, int64[N]; the first of equal ones wins.
+
+    blocks: the rows of nearness[N, M], some at a time.
+    """
+    return np.concatenate([np.argmax(block, axis=1) for block in blocks])
 
 
-def bitext_scores(forward: Nearness, backward: Nearness | None = None) -> Scored:
+def bitext_scores(forward: Iterable[Nearness], backward: Iterable[Nearness] | None = None) -> Scored:
     """How often row i of the sources finds row i of the targets among all of them.
 
-    forward: [N, N], of each target to each source.   backward: [N, N], of each source to each target; with it the way
-    back is measured too, and the search by ratio margin. The F1 is mteb's: targets are classes, averaged with the
-    weight of how often each is the right answer. It lies below the accuracy, because a target that attracts many
-    sources loses precision.
+    forward: nearness [N, N] of all targets to each source, some sources at a time.   backward: of all sources to each
+    target; with it the way back is measured too, and the search by ratio margin. The F1 is mteb's: targets are
+    classes, averaged with the weight of how often each is the right answer. It lies below the accuracy, because a
+    target that attracts many sources loses precision.
     """
-    found = {"": nearest(forward)}
-    if backward is not None:
-        found |= {"margin ": nearest_by_margin(forward), "reverse ": nearest(backward)}
+    if backward is None:
+        found = {"": nearest(forward)}
+    else:
+        plain, by_margin = nearest_by_margin(forward)
+        found = {"": plain, "margin ": by_margin, "reverse ": nearest(backward)}
     measures: dict[str, float] = {}
     for way, rows in found.items():
         gold = np.arange(len(rows))
@@ -51,22 +55,27 @@ def bitext_scores(forward: Nearness, backward: Nearness | None = None) -> Scored
     return Scored(measures, {f"{way}found": _small(rows) for way, rows in found.items()})
 
 
-def nearest_by_margin(nearness: Nearness, k: int = 4) -> NDArray[np.int64]:
-    """For each row the column with the largest ratio margin among its k nearest, int64[N].
+def nearest_by_margin(blocks: Iterable[Nearness], k: int = 4) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row the nearest column, and of its k nearest the one with the largest ratio margin, int64[N] both.
 
     The margin is a pair's nearness, divided by the average of two means: the row's k nearest columns', and the
-    column's k nearest rows' (Artetxe and Schwenk 2019, "ratio"; LASER's xsim has the same k). nearness: [N, M].
+    column's k nearest rows' (Artetxe and Schwenk 2019, "ratio"; LASER's xsim has the same k).
+    blocks: the rows of nearness[N, M], some at a time.
     """
-    rows, columns = min(k, nearness.shape[1]), min(k, nearness.shape[0])
-    candidates = np.argsort(-nearness, axis=1, kind="stable")[:, :rows]
-    near = np.take_along_axis(nearness, candidates, axis=1).astype(np.float64)
-    attracted = -np.partition(-nearness, columns - 1, axis=0)[:columns].astype(np.float64).mean(axis=0)
-    usual = (near.mean(axis=1, keepdims=True) + attracted[candidates]) / 2
+    parts, nears = [], []
+    attracted: Nearness | None = None  # the k nearest rows of each column so far, [≤ k, M]
+    for block in blocks:
+        parts.append(np.argsort(-block, axis=1, kind="stable")[:, :k])
+        nears.append(np.take_along_axis(block, parts[-1], axis=1))
+        seen = block if attracted is None else np.concatenate([attracted, block])
+        attracted = -np.partition(-seen, min(k, len(seen)) - 1, axis=0)[:k]
+    assert attracted is not None
+    candidates, near = np.concatenate(parts), np.concatenate(nears).astype(np.float64)
+    usual = (near.mean(axis=1, keepdims=True) + attracted.astype(np.float64).mean(axis=0)[candidates]) / 2
     # Words that nothing shares are 0 near to everything: no margin then.
     margin = np.divide(near, usual, out=np.zeros_like(near), where=usual != 0)
     best = np.argmax(margin, axis=1)
-    chosen: NDArray[np.int64] = candidates[np.arange(len(candidates)), best]
-    return chosen
+    return candidates[:, 0], candidates[np.arange(len(candidates)), best]
 
 
 def similarity_scores(nearness: NDArray[np.float64], judged: Sequence[float]) -> Scored:
