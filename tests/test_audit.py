@@ -100,7 +100,8 @@ def test_a_result_without_languages_has_nothing_to_audit(tmp_path: Path) -> None
         ("zh-Hant", "Hant", "high"),
         ("srp_Latn", "Latn", "mid"),
         ("sundanese", "Latn", "low"),
-        ("toba_batak", None, "unlisted"),
+        ("toba_batak", "Latn", "unlisted"),
+        ("tzl", None, "unlisted"),
         ("yor_Latn", "Latn", "unlisted"),
     ],
 )

@@ -95,7 +95,8 @@ def test_results_are_told_apart_by_as_much_as_it_takes(tmp_path: Path) -> None:
     other = toy(tmp_path / "c", some_sets(0.8), replace(TOY, name="other/1"))
     assert labels([first, other]) == ["toy/1", "other/1"]
     assert labels([first, int8]) == ["toy/1, onnx fp32", "toy/1, onnx int8"]
-    assert labels([first, first]) == ["toy/1, onnx fp32, paper, 1", "toy/1, onnx fp32, paper, 2"]
+    assert labels([first, first]) == ["toy/1, 1", "toy/1, 2"]
+    assert labels([first, replace(first, protocol={"name": "mteb-current"})]) == ["toy/1, paper", "toy/1, mteb-current"]
 
 
 def run(*arguments: str) -> str:

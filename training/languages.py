@@ -34,6 +34,9 @@ _OTHER_NAMES = {
     "javanese": "jav", "sundanese": "sun",
 }  # fmt: skip
 
+# NusaX writes all of its languages in Latin letters; CC-100 has none of these.
+_NUSAX = ("acehnese", "balinese", "banjarese", "buginese", "madurese", "minangkabau", "ngaju", "toba_batak")
+
 
 @dataclass(frozen=True)
 class Language:
@@ -55,7 +58,8 @@ def _listed() -> dict[str, Language]:
     for row in _CC100.replace("|", "\n").strip().splitlines():
         three, two, script, gib = row.split()
         found[three] = found[two] = Language(script, float(gib))
-    return found | {other: found[name] for other, name in _OTHER_NAMES.items()}
+    found |= {other: found[name] for other, name in _OTHER_NAMES.items()}
+    return found | dict.fromkeys(_NUSAX, Language("Latn", None))
 
 
 _LISTED = _listed()

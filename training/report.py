@@ -35,16 +35,16 @@ def write_report(results: Sequence[Result], out: Path) -> Path:
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """A name for each result: the system's, and as much more as tells it from the others."""
+    """A name for each result: the system's, and of engine and protocol what tells it from the others."""
     names = [result.system.name for result in results]
     more: tuple[Callable[[Result], str], ...] = (
         lambda result: result.system.engine,
         lambda result: str(result.protocol["name"]),
     )
     for each in more:
-        if len(set(names)) == len(names):
-            break
-        names = [f"{name}, {each(result)}" for name, result in zip(names, results, strict=True)]
+        found = [each(result) for result in results]
+        if len(set(names)) < len(names) and len(set(found)) > 1:
+            names = [f"{name}, {value}" for name, value in zip(names, found, strict=True)]
     often = Counter(names)
     return [f"{name}, {place}" if often[name] > 1 else name for place, name in enumerate(names, start=1)]
 
@@ -63,7 +63,7 @@ def draw_figures(named: Mapping[str, Result], out: Path) -> list[tuple[str, str]
                 figures.append((f"{each.name}: {each.measure} of {label}", f"{each.name}-{number}.svg"))
                 plot_matrix(out / figures[-1][1], figures[-1][0], each.measure, pairs(each))
     points, unit, sets = sizes(named)
-    if len(points) > 1:
+    if len({point.size for point in points}) > 1:
         figures.append(("Size against quality", "size.svg"))
         plot_sizes(out / "size.svg", points, unit, f"mean of {', '.join(sets)}")
     return figures
