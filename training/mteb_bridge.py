@@ -45,8 +45,8 @@ class SystemEncoder(AbsEncoder):
         self.protocol = protocol
         self.products = system.identity.details.get("similarity") == "dot"
         self.instruct = takes_instructions(system.identity)
-        # How each task's sides were asked about, for the sidecar.
-        self.asked: dict[str, dict[str, str | None]] = {}
+        # How each side of the task was asked about, and whether its vectors were of length one; for the sidecar.
+        self.asked: dict[str, dict[str, object]] = {}
         self.mteb_model_meta = model_meta(system.identity, dimension, products=self.products)
 
     def encode(
@@ -62,7 +62,6 @@ class SystemEncoder(AbsEncoder):
         """Vectors of a data loader's texts, float32[N, H]; scaled as the protocol says."""
         texts = [text for batch in inputs for text in batch["text"]]
         asked = asked_by(self.protocol, task_metadata, prompt_type, self.get_instruction if self.instruct else None)
-        self.asked[str(prompt_type.value if prompt_type else "text")] = asdict(asked)
         side = Side(texts, asked.role, asked.instruction)
         found = self.system.read([side]).features(side)
         assert not issparse(found)
@@ -70,7 +69,10 @@ class SystemEncoder(AbsEncoder):
         as_they_are = self.products or (
             task_metadata.type == "Classification" and not self.protocol.unit_classification
         )
-        return vectors if as_they_are else unit(vectors)
+        given = vectors if as_they_are else unit(vectors)
+        scaled = bool(np.allclose(np.linalg.norm(given, axis=1), 1, atol=1e-3))
+        self.asked[str(prompt_type.value if prompt_type else "text")] = {**asdict(asked), "unit": scaled}
+        return given
 
 
 def run_mteb(

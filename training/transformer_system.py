@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Transf
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingLayer
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from service.recipe.prompts import Prompts, Role
 from service.recipe.spec import file_sha256
@@ -80,8 +81,8 @@ def open_transformer(source: str, options: TransformerOptions, *, name: str | No
         dtype=options.dtype,
         prompts=prompts_by_role(prompts),
         max_tokens=model.max_seq_length,
-        files=_hashes(folder) if folder else {},
-        details=_details(model, similarity),
+        files=_hashes(folder or _snapshot(source)),
+        details=_details(model, similarity) | ({} if folder else {"revision": _snapshot(source).name}),
     )
     return VectorSystem(identity, embed, similarity, options.raw_features)
 
@@ -126,8 +127,8 @@ def _load(source: str, known: KnownModel | None, options: TransformerOptions) ->
             model = SentenceTransformer(modules=[encoder, layer], device=options.device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownSystem(
-            f"can't open {source}: {str(error).splitlines()[0]}; name a folder with config.json, "
-            "weights and tokenizer, or a model on the hub that this machine can reach or has in its cache"
+            f"can't open {source}: {str(error).splitlines()[0]}; name a folder with config.json, weights and "
+            "tokenizer, or a model on the hub that this machine can reach or has in its cache"
         ) from error
     return model.eval()
 
@@ -150,11 +151,12 @@ def _details(model: SentenceTransformer, similarity: Similarity) -> dict[str, st
     found |= {"parameters": str(sum(n for n, _ in weights)), "bytes": str(sum(n * size for n, size in weights))}
     if modes:
         found["pooling"] = str(modes[0])
-    # Of a model from the hub: the commit that was loaded.
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    if commit := getattr(config, "_commit_hash", None):
-        found["revision"] = commit
     return found
+
+
+def _snapshot(name: str) -> Path:
+    """The folder in the hub's cache that the model came from; it is called by the commit."""
+    return Path(str(cached_file(name, "config.json"))).parent
 
 
 def _hashes(folder: Path) -> dict[str, str]:
