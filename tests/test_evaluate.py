@@ -16,7 +16,6 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from service.recipe.prompts import Role
 from training.collection import batches_by_length
-from training.encoder_system import EncoderSystem
 from training.errors import CheckpointError, DataError
 from training.eval_reading import FLORES_CORE, read_flores, read_retrieval, read_sts, read_tatoeba
 from training.eval_sets import EVAL_SETS
@@ -24,6 +23,7 @@ from training.evaluate import MeasuredModel, choose_sets, evaluate, open_model, 
 from training.protocol import PROTOCOLS
 from training.result import as_json, summary, table
 from training.system import Identity
+from training.vectors import VectorSystem
 
 Vectors = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ def test_a_protocol_says_which_prompts_a_task_gets(
         asked[role] = texts
         return np.eye(len(texts), dtype=np.float32)
 
-    system = EncoderSystem(Identity("toy", "none", "fp32", {"query": "query: ", "passage": "passage: "}, 512), embed)
+    system = VectorSystem(Identity("toy", "none", "fp32", {"query": "query: ", "passage": "passage: "}, 512), embed)
     score_set(system, data, EVAL_SETS[set_name], PROTOCOLS[protocol])
     assert asked.keys() == roles
     if set_name == "xquad":

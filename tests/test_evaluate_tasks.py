@@ -18,7 +18,6 @@ from word_counts import WordCounts
 
 from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Role
 from training.collection import Recipe
-from training.encoder_system import EncoderSystem, prompt_texts
 from training.errors import DataError
 from training.eval_reading import read_across, read_all_languages, read_flores_matrix, read_labelled, read_topics
 from training.eval_sets import EVAL_SETS
@@ -28,6 +27,7 @@ from training.label_scores import classification_scores, clustering_scores, draw
 from training.protocol import PROTOCOLS
 from training.result import as_json
 from training.system import Identity
+from training.vectors import VectorSystem, prompts_by_role
 
 Vectors = NDArray[np.float32]
 PAPER = PROTOCOLS["paper"]
@@ -215,7 +215,7 @@ def test_an_instruct_model_is_told_the_task_on_both_sides_of_all_but_retrieval(
         asked.add((role, instruction))
         return np.eye(len(texts), dtype=np.float32)
 
-    system = EncoderSystem(Identity("toy", "none", "fp32", prompt_texts(E5_INSTRUCT_PROMPTS), 512), embed)
+    system = VectorSystem(Identity("toy", "none", "fp32", prompts_by_role(E5_INSTRUCT_PROMPTS), 512), embed)
     score_set(system, data, EVAL_SETS[set_name], PROTOCOLS[protocol])
     assert asked == asked_with
 

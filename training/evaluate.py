@@ -20,15 +20,15 @@ from service.recipe.prompts import Prompts
 from service.recipe.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, file_sha256, graph_file, load_spec
 from service.recipe.tokens import load_tokenizer
 from training.collection import Embed, Recipe, Run, embed_collection
-from training.encoder_system import EncoderSystem, prompt_texts
 from training.errors import CheckpointError, DataError
 from training.eval_sets import EVAL_SETS, ON_REQUEST, QUICK
 from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Retrieval, Similarity, Subset
 from training.label_scores import classification_scores, clustering_scores, drawn_samples
-from training.protocol import Protocol, drawn_rows, sides, takes_instructions
+from training.protocol import Protocol, drawn_rows, sides
 from training.scores import Scored, bitext_scores, retrieval_scores, similarity_scores
 from training.sentence_folder import read_sentence_folder
 from training.system import Identity, Nearness, Reading, Side, System
+from training.vectors import VectorSystem, prompts_by_role, takes_instructions
 
 EngineName = Literal["onnx", "openvino"]
 # Of nearness that is held at once: 64 MiB.
@@ -53,12 +53,12 @@ class MeasuredModel:
     details: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def system(self) -> EncoderSystem:
+    def system(self) -> VectorSystem:
         """The model as something that can be evaluated."""
-        prompts = prompt_texts(self.prompts)
+        prompts = prompts_by_role(self.prompts)
         engine = f"{self.engine} {self.dtype}"
         identity = Identity(self.name, engine, self.dtype, prompts, self.max_tokens, self.files, self.details)
-        return EncoderSystem(identity, self.embed)
+        return VectorSystem(identity, self.embed)
 
 
 @dataclass(frozen=True)

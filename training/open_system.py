@@ -17,14 +17,13 @@ from service.errors import ModelFileError
 from service.recipe.golden import Precision
 from service.recipe.spec import SPEC_FILE
 from training.errors import CheckpointError, UnknownSystem
-from training.evaluate import EngineName, MeasuredModel, open_model
+from training.evaluate import EngineName, open_model
 from training.hybrid import Fusion, FusionOptions, HybridSystem
 from training.sentence_folder import read_sentence_folder
 from training.server_system import SCHEMES, ServerOptions, open_server
 from training.starting_model import PACKAGE_PREFIX, find_model_folder
-from training.system import Identity, System
+from training.system import System
 from training.transformer_system import TransformerOptions, open_transformer
-from training.vectors import VectorSystem, prompts_by_role
 from training.words import WORDS, Variant, WordOptions, WordSystem
 
 HYBRID = "hybrid:"
@@ -106,11 +105,11 @@ def _word_options(tokenizer: str, options: OpenOptions) -> WordOptions:
 
 def _open_folder(folder: Path, options: OpenOptions) -> System:
     if (folder / SPEC_FILE).is_file():
-        return _encoder(_open_own(folder, options))
+        return _open_own(folder, options)
     # What the training writes is read by the reader that export uses; all else, and whatever is asked of the library by
     # its options, by the library.
     if options.transformer == TransformerOptions() and _is_checkpoint(folder):
-        return _encoder(_open_own(folder, options))
+        return _open_own(folder, options)
     return open_transformer(str(folder), options.transformer)
 
 
@@ -124,25 +123,12 @@ def _is_checkpoint(folder: Path) -> bool:
         return False
 
 
-def _open_own(folder: Path, options: OpenOptions) -> MeasuredModel:
-    return open_model(
+def _open_own(folder: Path, options: OpenOptions) -> System:
+    opened = open_model(
         folder,
         engine=options.engine,
         precision=options.precision,
         threads=options.threads,
         progress=options.progress,
     )
-
-
-def _encoder(model: MeasuredModel) -> System:
-    # To be replaced by training.encoder_system.encoder_system.
-    identity = Identity(
-        name=model.name,
-        engine=model.engine.rpartition(" ")[0],
-        dtype=model.engine.rpartition(" ")[2],
-        prompts=prompts_by_role(model.prompts),
-        max_tokens=model.max_tokens,
-        files=model.files,
-        details={"pooling": "mean", "similarity": "cosine"},
-    )
-    return VectorSystem(identity, lambda texts, role, _instruction: model.embed(texts, role))
+    return opened.system

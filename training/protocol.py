@@ -9,6 +9,7 @@ from service.recipe.prompts import Role
 from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Retrieval, Similarity, Subset
 from training.label_scores import drawn_samples
 from training.system import Identity, Side
+from training.vectors import takes_instructions
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ PROTOCOLS = {
     # mteb's present registration of mE5: prompts for retrieval only. Published figures of both kinds are about.
     "mteb-current": Protocol("mteb-current", None, None, "query", "passage", None, None),
 }
-
-
-def takes_instructions(system: Identity) -> bool:
-    """Whether the system's query prompt has a place for the task's sentence."""
-    return "{instruction}" in system.prompts.get("query", "")
 
 
 def sides(subset: Subset, protocol: Protocol, instruction: str | None = None) -> list[Side]:
