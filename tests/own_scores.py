@@ -10,16 +10,16 @@ from training.system import Reading, Side
 
 def own_bitext(reading: Reading, sources: Side, targets: Side) -> Mapping[str, float]:
     """Row i of the targets translates row i of the sources."""
-    return bitext_scores(reading.features(sources), reading.features(targets))
+    return bitext_scores([reading.nearness(sources, targets)]).measures
 
 
 def own_similarity(reading: Reading, firsts: Side, seconds: Side, judged: Sequence[float]) -> Mapping[str, float]:
     """judged: of each pair."""
-    return similarity_scores(reading.features(firsts), reading.features(seconds), judged)
+    return similarity_scores(reading.pair_nearness(firsts, seconds), judged).measures
 
 
 def own_retrieval(
     reading: Reading, queries: Side, documents: Side, relevant: Sequence[dict[int, int]]
 ) -> Mapping[str, float]:
     """relevant: for each query the row of each relevant document → grade."""
-    return retrieval_scores(reading.features(queries), reading.features(documents), relevant)
+    return retrieval_scores([reading.nearness(queries, documents)], relevant).measures

@@ -13,10 +13,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from mteb_tasks import fixed_vectors, mteb_scores, toy_pairs
 
+from training.label_scores import classification_scores, clustering_scores, drawn_samples
 from training.open_system import open_system
 from training.system import Side, System
 
-label_scores = pytest.importorskip("training.label_scores")
 EXACT = 1e-9
 LANGUAGES = ("en-es", "en-ar", "en-ja", "en-de", "en-fr", "en-zh", "en-ru")
 
@@ -45,8 +45,8 @@ def test_classification_accuracy_and_f1_are_mtebs(fixed: System, labelled: tuple
     theirs = mteb_scores("Banking77Classification", fixed, data)
     train, test = (Side(texts[start::2], "query") for start in (0, 1))
     reading = fixed.read([train, test])
-    samples = label_scores.drawn_samples(labels[::2])
-    ours = label_scores.classification_scores(
+    samples = drawn_samples(labels[::2])
+    ours = classification_scores(
         reading.features(train), labels[::2], samples, reading.features(test), labels[1::2]
     ).measures
     # More than are drawn, or the drawing would not show.
@@ -64,6 +64,6 @@ def test_clustering_v_measure_is_mtebs(fixed: System, labelled: tuple[list[str],
     ours = []
     for half, topics in halves:
         side = Side(half, "query")
-        ours.append(label_scores.clustering_scores(fixed.read([side]).features(side), topics).measures["v-measure"])
+        ours.append(clustering_scores(fixed.read([side]).features(side), topics).measures["v-measure"])
     np.testing.assert_allclose(ours, theirs["v_measures"], atol=EXACT, rtol=0)
     assert 0 < np.mean(ours) < 1
