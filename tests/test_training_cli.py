@@ -33,7 +33,7 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
 
 COMMANDS = [
     *("", "bootstrap", "prepare", "filter", "pretrain", "mine", "teach", "score", "finetune"),
-    *("export", "quantize", "evaluate", "compare", "report", "audit"),
+    *("export", "quantize", "evaluate", "compare", "report", "audit", "mteb", "run", "ablate"),
 ]
 
 

@@ -4,15 +4,15 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.errors import Me5Error
+from training.evaluation_commands import commands as evaluation_commands
+from training.terminal import Data, data_folder, one_line_errors
 
 if TYPE_CHECKING:
     from training.config import ModelConfig
@@ -24,6 +24,8 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Without a name: its commands stand beside the others.
+cli.add_typer(evaluation_commands)
 
 
 # A run that was stopped, told apart from one that failed: a Makefile must not go on with it.
@@ -41,26 +43,6 @@ class StageName(StrEnum):
     finetune = "finetune"
 
 
-class ProtocolName(StrEnum):
-    paper = "paper"
-    mteb_current = "mteb-current"
-
-
-class EngineChoice(StrEnum):
-    onnx = "onnx"
-    openvino = "openvino"
-
-
-class PrecisionChoice(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    int8 = "int8"
-
-
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="ME5_DATA", help="Folder with MANIFEST.json, train/ and eval/.", show_default=False),
-]
 Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION) or a checkpoint folder.")]
 
 
@@ -433,109 +415,6 @@ def quantize(
         typer.echo(run_quantization(model, chosen).describe())
 
 
-@cli.command()
-def evaluate(
-    model: Model,
-    data: Data = None,
-    tasks: Annotated[str, typer.Option(help="Sets, separated by commas; all of them by default.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="FLORES in 13 languages, STS-B and XQuAD only.")] = False,
-    protocol: Annotated[ProtocolName, typer.Option(help="Which prompts each task gets.")] = ProtocolName.paper,
-    json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
-    engine: Annotated[EngineChoice, typer.Option(help="What computes a model version.")] = EngineChoice.onnx,
-    precision: Annotated[PrecisionChoice, typer.Option(help="What it computes in.")] = PrecisionChoice.fp32,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 takes all cores.")] = 0,
-) -> None:
-    """Score a model on bitext mining, similarity, retrieval, classification and clustering."""
-    with one_line_errors():
-        folder = data_folder(data)
-        from training.evaluate import choose_sets, open_model
-        from training.evaluate import evaluate as run_evaluation
-        from training.protocol import PROTOCOLS
-        from training.result import check_place, measures_of, table, write_result
-
-        if json is not None:
-            check_place(json)
-        sets = choose_sets([task for task in tasks.split(",") if task], quick=quick)
-        opened = open_model(model, engine=engine.value, precision=precision.value, threads=threads, progress=True)
-        identity = opened.system.identity
-        typer.echo(f"{identity.name}, {identity.engine}, protocol {protocol.value}\n")
-        result = run_evaluation(
-            opened.system,
-            folder,
-            sets,
-            PROTOCOLS[protocol.value],
-            lambda done, scored: typer.echo(table(done, measures_of(scored))),
-        )
-        if json is not None:
-            write_result(json, result)
-
-
-Results = Annotated[list[Path], typer.Argument(help="JSON files written by `evaluate --json`.")]
-OneResult = Annotated[Path, typer.Argument(help="A JSON file written by `evaluate --json`.")]
-
-
-@cli.command()
-def compare(first: OneResult, second: OneResult) -> None:
-    """Test the difference of two results, set by set, by a paired bootstrap over the examples."""
-    with one_line_errors():
-        from training.compare import compare as compare_results
-        from training.compare import describe
-        from training.result import read_result
-
-        one, other = read_result(first), read_result(second)
-        found = compare_results(one, other)
-        typer.echo(describe(found, *(f"{each.system.name}, {each.system.engine}" for each in (one, other))), nl=False)
-
-
-@cli.command()
-def report(
-    results: Results,
-    out: Annotated[Path, typer.Option(help="Folder of the page and its figures.")] = Path("report"),
-) -> None:
-    """Write results side by side: a page with tables, figures and the audit of languages."""
-    with one_line_errors():
-        from training.report import write_report
-        from training.result import read_result
-
-        typer.echo(f"{write_report([read_result(each) for each in results], out)}")
-
-
-@cli.command()
-def audit(
-    result: OneResult,
-    before: Annotated[
-        Path | None, typer.Option(help="An earlier result, such as before quantisation.", show_default=False)
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="A folder with tokenizer.json: what each language costs.", show_default=False)
-    ] = None,
-    data: Data = None,
-) -> None:
-    """Say how well each language is served: the worst, groups, what changed, and tokens per character."""
-    with one_line_errors():
-        from service.recipe.tokens import load_tokenizer
-        from training.audit import audit as audit_result
-        from training.audit import (
-            describe_audit,
-            describe_drops,
-            describe_tokens,
-            drops,
-            texts_by_language,
-            tokens_per_character,
-        )
-        from training.result import read_result
-
-        texts = {} if model is None else texts_by_language(data_folder(data))
-        measured = read_result(result)
-        typer.echo(describe_audit(audit_result(measured)))
-        if before is not None:
-            typer.echo(describe_drops(drops(read_result(before), measured)))
-        if model is not None:
-            tokenizer = load_tokenizer(model / "tokenizer.json")
-            costs = {name: tokens_per_character(tokenizer, each) for name, each in texts.items()}
-            typer.echo(describe_tokens(costs), nl=False)
-
-
 def teacher_of(settings: "ModelConfig", given: str) -> str:
     """The re-ranker that is asked: the one that is named, or the one that was trained here."""
     return given or settings.teach.teacher or str(Path("runs") / settings.name / "teach" / "latest")
@@ -544,33 +423,6 @@ def teacher_of(settings: "ModelConfig", given: str) -> str:
 def cache_of(settings: "ModelConfig") -> Path:
     """Where the scores of a model's teachers are kept."""
     return Path("data") / settings.name / "scores.sqlite3"
-
-
-def data_folder(given: Path | None) -> Path:
-    """The data folder, or the sentence that says how to name one."""
-    from training.errors import DataError
-
-    if given is None:
-        raise DataError("no data folder; give --data FOLDER, or set ME5_DATA")
-    if not given.is_dir():
-        raise DataError(f"the data folder {given} does not exist; give --data FOLDER, or set ME5_DATA")
-    return given
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print what the user can mend as one line, and exit with 2; anything else keeps its traceback."""
-    try:
-        yield
-    except Me5Error as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(2) from error
-    except ModuleNotFoundError as error:
-        # A missing module of our own is a fault of the code, not of the installation.
-        if error.name is None or error.name.split(".")[0] in ("training", "service"):
-            raise
-        typer.echo(f"error: {error.name} is not installed; pip install -e '.[training]'", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":
