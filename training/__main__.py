@@ -36,6 +36,7 @@ class StoredWeights(StrEnum):
 class StageName(StrEnum):
     pretrain = "pretrain"
     finetune = "finetune"
+    instruct = "instruct"
 
 
 class ProtocolName(StrEnum):
@@ -176,6 +177,21 @@ def finetune(
     _run_stage(StageName.finetune, config, pairs, out, start, resume)
 
 
+@cli.command()
+def instruct(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
+    ] = None,
+    pairs: Pairs = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Stage 2 of an instruct model: queries carry the instruction of their task, and synthetic pairs join."""
+    _run_stage(StageName.instruct, config, pairs, out, start, resume)
+
+
 def _run_stage(
     stage: StageName, config: Path, pairs: Path | None, out: Path | None, start: Path | None, resume: bool
 ) -> None:
@@ -186,7 +202,7 @@ def _run_stage(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         run = out or Path("runs") / settings.name / stage
-        if stage is StageName.finetune:
+        if stage is not StageName.pretrain:
             start = start or Path("runs") / settings.name / "pretrain" / "latest"
         finished = train_stage(
             settings,

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from service.recipe.prompts import E5_PROMPTS
+from service.recipe.prompts import E5_PROMPTS, Prompts
 from training.bootstrap_config import TrainConfig
 from training.data import Source
 
@@ -31,7 +31,7 @@ def write_json(path: Path, content: dict[str, object] | list[dict[str, object]])
     os.replace(unfinished, path)
 
 
-def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
+def write_sentence_transformers_files(folder: Path, dimension: int, prompts: Prompts = E5_PROMPTS) -> None:
     """Write what `SentenceTransformer(folder)` reads besides the model: pooling, normalisation, prompts, tokens."""
     write_json(
         folder / "modules.json",
@@ -56,11 +56,10 @@ def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
     (folder / "2_Normalize").mkdir()
     write_json(folder / "2_Normalize" / "config.json", {})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS, "do_lower_case": False})
-    prompts = {"query": E5_PROMPTS.query, "passage": E5_PROMPTS.passage}
     # No default prompt: a text is embedded as it stands unless the caller names one.
     write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": prompts_by_name(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
     marks = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
     marks |= {"pad_token": "<pad>", "unk_token": "<unk>"}
@@ -75,6 +74,12 @@ def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
             "clean_up_tokenization_spaces": False,
         },
     )
+
+
+def prompts_by_name(prompts: Prompts) -> dict[str, str]:
+    """Both roles' prompts, and of an instruct model those of every input type that has an instruction of its own."""
+    named = {name: prompts.prefix("query", input_type=name) for name in prompts.instructions}
+    return {"query": prompts.prefix("query"), "passage": prompts.prefix("passage"), **named}
 
 
 def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_seen: int) -> dict[str, object]:
@@ -96,6 +101,7 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     manifest: dict[str, object],
     state: Mapping[str, object],
+    prompts: Prompts = E5_PROMPTS,
 ) -> Path:
     """Write `out/step_NNNNNN` whole or not at all, point `out/latest` at it, drop the state of older ones."""
     folder = out / f"step_{step:06d}"
@@ -104,7 +110,7 @@ def save_checkpoint(
     unfinished.mkdir(parents=True)
     bert.save_pretrained(unfinished)
     tokenizer.save(str(unfinished / "tokenizer.json"), pretty=False)
-    write_sentence_transformers_files(unfinished, bert.config.hidden_size)
+    write_sentence_transformers_files(unfinished, bert.config.hidden_size, prompts)
     weights = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
     write_json(unfinished / MANIFEST_FILE, {**manifest, "weights_sha256": weights})
     torch.save(state, unfinished / STATE_FILE)

@@ -7,7 +7,7 @@ without another search.
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bm25s
@@ -188,7 +188,7 @@ def with_negatives(rows: Sequence[PairRow], found: Candidates, chosen: NDArray[n
     """The rows, their own negatives first and then the chosen ones; scores of a teacher are no longer complete."""
     for row, places in zip(rows, chosen, strict=True):
         mined = [rows[found.passages[place]].positive for place in places if place != NONE]
-        yield PairRow(row.query, row.positive, list(dict.fromkeys([*row.negatives, *mined])))
+        yield replace(row, negatives=list(dict.fromkeys([*row.negatives, *mined])), scores=[])
 
 
 def save_candidates(folder: Path, found: Candidates, made_from: dict[str, object]) -> None:

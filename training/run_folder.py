@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from service.recipe.prompts import Prompts
 from training.checkpoint import load_state, save_checkpoint, write_json
 from training.errors import RunExists, SettingsChanged, TrainingError
 
@@ -58,6 +59,7 @@ class RunFolder:
         step: int,
         model: PreTrainedModel,
         tokenizer: Tokenizer,
+        prompts: Prompts,
         state: Mapping[str, object],
         identity: Mapping[str, object],
         extra: Mapping[str, object],
@@ -65,7 +67,7 @@ class RunFolder:
         """Write a checkpoint whole or not at all. Raises TrainingError where the disk has no room."""
         manifest = {**identity, **extra, "step": step, "made_with": surroundings()}
         try:
-            save_checkpoint(self.path, step, model, tokenizer, manifest, state)
+            save_checkpoint(self.path, step, model, tokenizer, manifest, state, prompts)
         except (OSError, RuntimeError) as error:
             # PyTorch reports a full disk as a RuntimeError of its own.
             raise TrainingError(

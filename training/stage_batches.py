@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from service.recipe.prompts import E5_PROMPTS
+from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Prompts
 from training.backbone import Backbone
 from training.collate import Collated, Collator
-from training.config import FinetuneConfig, StageConfig
+from training.config import FinetuneConfig, InstructConfig, StageConfig
+from training.instructions import choose_instruction
 from training.pair_store import PairRow, PairStore
 from training.permutation import key_of, permuted
 from training.processes import Processes
@@ -56,7 +57,7 @@ class StageBatches:
         )
         self._collator = Collator(
             backbone.tokenizer,
-            E5_PROMPTS,
+            prompts_of(stage),
             pad_id=backbone.pad_id,
             max_tokens=stage.max_tokens,
             chunk_tokens=stage.chunk_tokens,
@@ -70,6 +71,10 @@ class StageBatches:
         keys = key_of(self._seed, step, np.arange(mine.start, mine.stop)).tolist()
         rows = store.rows(drawn.rows[mine.start : mine.stop])
         chosen = [choose_negatives(row, count, key) for row, key in zip(rows, keys, strict=True)]
+        if isinstance(self._stage, InstructConfig):
+            source = self._stage.sources.get(store.about.name)
+            wordings, share = source.instruction if source else [], self._stage.generic_instruction_share
+            chosen = [choose_instruction(row, wordings, key, share) for row, key in zip(chosen, keys, strict=True)]
         collated = self._collator.collate(chosen, (store.about.query_role, store.about.positive_role))
         if not (count and store.about.scored):
             return Batch(collated, None)
@@ -85,6 +90,11 @@ class StageBatches:
                 yield waiting.pop(0).result()
 
 
+def prompts_of(stage: StageConfig) -> Prompts:
+    """What a stage's texts begin with, and those of whoever uses its model."""
+    return E5_INSTRUCT_PROMPTS if isinstance(stage, InstructConfig) else E5_PROMPTS
+
+
 def negatives_of(stage: StageConfig, store: PairStore) -> int:
     """How many hard negatives a source's queries get: as many as are wanted, and every row has."""
     return min(stage.hard_negatives, store.about.negatives) if isinstance(stage, FinetuneConfig) else 0
@@ -93,8 +103,8 @@ def negatives_of(stage: StageConfig, store: PairStore) -> int:
 def choose_negatives(row: PairRow, count: int, key: int) -> PairRow:
     """`count` of a row's negatives with their scores, others at every visit."""
     if count == 0:
-        return PairRow(row.query, row.positive)
+        return replace(row, negatives=[], scores=[])
     total = len(row.negatives)
     chosen = permuted(np.arange(count), total, key_of(key)).tolist()
     scores = [row.scores[0], *(row.scores[1 + place] for place in chosen)] if row.scores else []
-    return PairRow(row.query, row.positive, [row.negatives[place] for place in chosen], scores)
+    return replace(row, negatives=[row.negatives[place] for place in chosen], scores=scores)

@@ -1,4 +1,4 @@
-"""The two contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
+"""The contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from training.pair_store import PairStore, hashes_of, open_stores
 from training.prepare import check_settings
 from training.processes import Processes, join_processes
 from training.run_folder import RunFolder
-from training.stage_batches import Batch, StageBatches, negatives_of
+from training.stage_batches import Batch, StageBatches, negatives_of, prompts_of
 from training.step import Stepper, StepReport
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def train_stage(
         if processes.is_first:
             state = {"step": done, "optimizer": stepper.optimizer.state_dict()}
             extra = {"pairs_seen": done * stage.batch_pairs, "steps": steps, "processes": processes.count}
-            folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra)
+            folder.save(done, backbone.model, backbone.tokenizer, prompts_of(stage), state, identity, extra)
         processes.wait()
 
     due = range(first, steps)
@@ -90,7 +90,7 @@ def train_stage(
 
 def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Sequence[PairStore]) -> dict[str, object]:
     """What a run is made from: settings, the model it begins with, data. A resumed run must have the same."""
-    settings = config.model_dump(mode="json", exclude={"pretrain", "mine", "finetune"})
+    settings = config.model_dump(mode="json", exclude={"pretrain", "mine", "finetune", "instruct"})
     # How often a run reports and saves changes nothing of what it makes.
     settings[name] = config.stage(name).model_dump(mode="json", exclude={"save_every_steps", "log_every_steps"})
     weights = Path(begin_with) / "model.safetensors"
