@@ -9,6 +9,7 @@ Me5Error
     ├── SettingsChanged         a run can only be continued with the settings and the data it was started with
     ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
+    ├── EndpointFailed          the model that writes synthetic pairs can't be asked
     ├── DataError               an evaluation set is missing or damaged
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
 """
@@ -48,6 +49,10 @@ class TrainingDiverged(TrainingError):
 
 class CheckpointError(TrainingError):
     """The checkpoint folder is not one that this project understands."""
+
+
+class EndpointFailed(TrainingError):
+    """The model that writes synthetic pairs can't be asked."""
 
 
 class DataError(TrainingError):
