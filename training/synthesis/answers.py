@@ -30,10 +30,9 @@ _LEFTOVERS = re.compile(
     re.IGNORECASE,
 )
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
-# Nine to fifteen digits in groups: years, prices and dates have fewer, and account numbers are no loss.
-_TELEPHONE = re.compile(
-    r"(?<![\d.,])(?:\+\d[\s().-]?)?\(?\d{2,5}\)?[\s./-]\d{2,5}[\s.-]?\d{2,5}(?:[\s.-]?\d{2,4})*(?!\d)"
-)
+# Nine to fifteen digits in groups, or behind a plus sign: years and prices have fewer, account numbers are no loss.
+_TELEPHONE = re.compile(r"(?<![\d.,])(?:\+\d{9,15}|\(?\d{2,5}\)?[\s./-]\d{2,5}[\s.-]?\d{2,5}(?:[\s.-]?\d{2,4})*)(?!\d)")
+_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b")
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,9 @@ def has_personal_data(text: str) -> bool:
     """Whether a text has an e-mail address or what looks like a telephone number in it."""
     if _EMAIL.search(text):
         return True
-    return any(9 <= sum(char.isdigit() for char in found.group()) <= 15 for found in _TELEPHONE.finditer(text))
+    return any(
+        9 <= sum(char.isdigit() for char in found.group()) <= 15 for found in _TELEPHONE.finditer(_DATE.sub("", text))
+    )
 
 
 def normalised(text: str) -> str:

@@ -22,12 +22,26 @@ QUERY_LENGTHS = ("fewer than five words", "five to fifteen words", "at least ten
 FREQUENCIES = ("one that many people ask", "one that few people ask", "one that hardly anybody ever asks")
 CLARITIES = ("clear at once", "clear with some effort", "ambiguous")
 EDUCATIONS = ("a pupil", "a university student", "a specialist with a doctorate")
+# Without them the same request comes again and again, and so do its answers.
+FIELDS = (
+    "farming and gardening", "cooking and food", "medicine", "nursing and care", "law and courts", "public offices",
+    "schools and teaching", "universities and research", "physics and chemistry", "biology and nature", "mathematics",
+    "software", "machines and engineering", "building and crafts", "money and banks", "insurance and taxes",
+    "shopping", "customer service", "travel and hotels", "railways, roads and ships", "weather and climate",
+    "energy and the environment", "news and politics", "history", "religion and philosophy", "languages", "literature",
+    "music and dance", "film and theatre", "art and museums", "sport", "games and hobbies", "fashion",
+    "family and children", "friendship and everyday life", "work and careers", "health and fitness", "animals and pets",
+    "space and astronomy", "geography and maps", "telecommunication", "social media", "patents and inventions",
+    "emergencies and safety", "psychology",
+)  # fmt: skip
 UNITS = ("sentence", "phrase", "passage")
 CLOSE_SCORES = ("4", "4.5", "5")
 DISTANT_SCORES = ("2.5", "3", "3.5")
 FLAWED_SCORES = ("1.5", "2", "2.5")
 
-_KIND, _LANGUAGE, _OTHER, _WORDS, _LENGTH, _FREQUENCY, _CLARITY, _EDUCATION, _UNIT, _CLOSE, _FAR, _ASKED = range(1, 13)
+_KIND, _LANGUAGE, _OTHER, _WORDS, _LENGTH, _FREQUENCY, _CLARITY, _EDUCATION, _UNIT, _CLOSE, _FAR, _ASKED, _FIELD = (
+    range(1, 14)
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,8 @@ class ExamplePlan:
     """One example.
 
     place: of its task in the unit's list.   language: of everything, and for bitext of the first text; `other` is then
-    the translation's, else "".   words: that a long text has at least.   unit_of_text: what bitext and sts are about.
-    close, distant: scores of similarity or of translation, up to 5.
+    the translation's, else "".   words: that a long text has at least.   unit_of_text: what bitext and sts are made of;
+    they are about something in `field`.   close, distant: scores of similarity or of translation, up to 5.
     """
 
     number: int
@@ -51,6 +65,7 @@ class ExamplePlan:
     clarity: str
     education: str
     unit_of_text: str
+    field: str
     close: str
     distant: str
 
@@ -58,6 +73,11 @@ class ExamplePlan:
 def kind_of(unit: int, config: SynthesisConfig) -> Kind:
     """What a unit's examples are."""
     return _drawn(list(config.kinds), list(config.kinds.values()), config.seed, _KIND, unit)
+
+
+def field_of(unit: int, config: SynthesisConfig) -> str:
+    """Where most of a unit's tasks are to come from."""
+    return _drawn(FIELDS, [1.0] * len(FIELDS), config.seed, _FIELD, unit)
 
 
 def plan_of(number: int, config: SynthesisConfig) -> ExamplePlan:
@@ -84,6 +104,7 @@ def plan_of(number: int, config: SynthesisConfig) -> ExamplePlan:
         clarity=any_of(CLARITIES, _CLARITY),
         education=any_of(EDUCATIONS, _EDUCATION),
         unit_of_text=any_of(UNITS, _UNIT),
+        field=any_of(FIELDS, _FIELD),
         close=any_of(CLOSE_SCORES, _CLOSE),
         distant=any_of(FLAWED_SCORES if kind == "bitext" else DISTANT_SCORES, _FAR),
     )

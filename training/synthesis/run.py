@@ -58,7 +58,7 @@ def prompts_of(config: SynthesisConfig, units: int) -> Iterator[str]:
     for unit in range(units):
         plan = plan_of(unit * config.examples_a_unit, config)
         if plan.kind in INVENTED:
-            yield tasks_prompt(plan.kind, config)
+            yield tasks_prompt(unit, config)
         yield example_prompt(plan, STAND_IN_TASK)
 
 
@@ -139,7 +139,7 @@ class _Run:
             bar.set_postfix(tokens=self._tokens, refresh=False)
 
     async def _ask_tasks(self, unit: int) -> None:
-        answer = await self._complete(tasks_prompt(kind_of(unit, self._config), self._config), unit, tasks=True)
+        answer = await self._complete(tasks_prompt(unit, self._config), unit, tasks=True)
         self._keep(Entry("tasks", unit, answer.text, answer.refused, None, answer.prompt_tokens, answer.answer_tokens))
 
     async def _ask_example(self, wanted: tuple[ExamplePlan, str]) -> None:

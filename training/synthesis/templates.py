@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from training.languages import LANGUAGES
 from training.synthesis.config import INVENTED, Kind, SynthesisConfig
-from training.synthesis.plan import ExamplePlan
+from training.synthesis.plan import ExamplePlan, field_of, kind_of
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,14 @@ _SUBJECTS: dict[Kind, str] = {
 _ANSWER = "Answer with one JSON object and nothing else: no comment, no Markdown."
 
 
-def tasks_prompt(kind: Kind, config: SynthesisConfig) -> str:
+def tasks_prompt(unit: int, config: SynthesisConfig) -> str:
     """The request for a unit's list of tasks."""
     return (
-        f"Think up {config.tasks_a_request} {_SUBJECTS[kind]}.\n\n"
+        f"Think up {config.tasks_a_request} {_SUBJECTS[kind_of(unit, config)]}.\n\n"
         "- Write each task in English, as one sentence that tells a search system what to do, and what is given.\n"
         "- Each is to cover many possible inputs; no task names one particular input.\n"
-        "- They are to differ as much as possible: in field, in sort of text, in who needs it.\n"
+        f"- Most come from the world of {field_of(unit, config)}; beyond that they differ as much as possible, in sort "
+        "of text and in who needs it.\n"
         "- Nothing sexual, hateful, violent or otherwise harmful, and nothing about identifying people.\n\n"
         f'{_ANSWER} Its only key is "{TASKS_KEY}": a list of {config.tasks_a_request} strings.'
     )
@@ -126,7 +127,8 @@ def _long_long(plan: ExamplePlan) -> str:
 def _bitext(plan: ExamplePlan) -> str:
     return (
         f"Write a {plan.unit_of_text} and two translations of it.\n"
-        f'- "original": a {plan.unit_of_text} in {_name(plan.language)} for {plan.education}, on any subject.\n'
+        f'- "original": a {plan.unit_of_text} in {_name(plan.language)} for {plan.education}, from the world of '
+        f"{plan.field}.\n"
         f'- "translation": a translation into {_name(plan.other)} that reviewers give {plan.close} of 5 points.\n'
         f'- "flawed_translation": a fluent one into {_name(plan.other)} worth {plan.distant} of 5 points: a wrong word '
         "or number, something left out or added."
@@ -135,7 +137,8 @@ def _bitext(plan: ExamplePlan) -> str:
 
 def _sts(plan: ExamplePlan) -> str:
     return (
-        f"Write three {plan.unit_of_text}s in {_name(plan.language)} for {plan.education}, on any one subject.\n"
+        f"Write three {plan.unit_of_text}s in {_name(plan.language)} for {plan.education}, about one thing from the "
+        f"world of {plan.field}.\n"
         f'- "first": any {plan.unit_of_text}.\n'
         f'- "close": one that means nearly the same, {plan.close} of 5 points of similarity, in other words.\n'
         f'- "distant": one that shares words with the first and means something else, {plan.distant} of 5 points.'
