@@ -291,7 +291,7 @@ def test_a_damaged_line_is_named_and_a_half_written_one_is_dropped(tmp_path: Pat
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
     with Journal(path, {"model": "m"}) as journal:
-        assert sorted(journal.entries) == [("example", 0), ("example", 1)]
+        assert sorted(journal) == [("example", 0), ("example", 1)]
     path.write_bytes(whole.replace(b'"number": 1', b'"number": '))
     with pytest.raises(BadTrainingData, match="line 3 is damaged"), Journal(path, {"model": "m"}):
         pass

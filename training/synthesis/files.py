@@ -120,7 +120,10 @@ def write_files(
             streams[kind].write(_line(row))
     with _whole(folder / REJECTED_FILE) as stream:
         stream.writelines(_line(asdict(item)) for item in found.rejected)
-    used = [entry for (part, number), entry in entries.items() if number < (units if part == "tasks" else examples)]
+    answers = Counter[str]()
+    for (part, number), entry in entries.items():
+        if number < (units if part == "tasks" else examples):
+            answers.update(answers=1, prompt_tokens=entry.prompt_tokens, answer_tokens=entry.answer_tokens)
     statistics: dict[str, object] = {
         "examples": sum(found.accepted.values()),
         "instructions": len(found.instructions),
@@ -128,9 +131,7 @@ def write_files(
         "languages": dict(sorted(found.languages.items())),
         "rejected": _counted(found.rejected),
         "numbers": examples,
-        "answers": len(used),
-        "prompt_tokens": sum(entry.prompt_tokens for entry in used),
-        "answer_tokens": sum(entry.answer_tokens for entry in used),
+        **{name: answers[name] for name in ("answers", "prompt_tokens", "answer_tokens")},
     }
     with _whole(folder / STATISTICS_FILE) as stream:
         stream.write(json.dumps(statistics, ensure_ascii=False, indent=1).encode("utf-8") + b"\n")

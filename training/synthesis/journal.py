@@ -5,7 +5,9 @@ The first line says what the synthesis is made by. Answers follow in the order i
 
 import fcntl
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -13,6 +15,7 @@ from typing import Literal, Self
 from training.errors import BadTrainingData, RunExists, SettingsChanged
 
 Part = Literal["tasks", "example"]
+Number = tuple[Part, int]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,27 @@ class Entry:
     answer_tokens: int = 0
 
 
-@dataclass
-class Journal:
-    """Opened for adding; entries: (part, number) → answer."""
+class Journal(Mapping[Number, Entry]):
+    """(part, number) → its newest answer, read from the file when it is asked for: half a million fill the memory."""
 
-    path: Path
-    made_by: dict[str, object]
-    entries: dict[tuple[Part, int], Entry] = field(default_factory=dict)
+    def __init__(self, path: Path, made_by: Mapping[str, object]) -> None:
+        """made_by: what the answers depend on. Open it by `with`."""
+        self.path, self.made_by = path, dict(made_by)
+        # Where each line begins.
+        self._places: dict[Number, int] = {}
+
+    def __getitem__(self, key: Number) -> Entry:
+        self._stream.seek(self._places[key])
+        return Entry(**json.loads(self._stream.readline()))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[Number]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def __enter__(self) -> Self:
         """Read what is there and drop a half-written last line.
@@ -66,35 +83,37 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Write an answer. It is in the file when this returns, whatever becomes of the process."""
-        self._write(asdict(entry))
-        self.entries[entry.part, entry.number] = entry
+        self._places[entry.part, entry.number] = self._write(asdict(entry))
 
-    def _write(self, content: dict[str, object]) -> None:
+    def _write(self, content: dict[str, object]) -> int:
+        """Where the line begins: always at the end, for the file is opened for appending."""
+        place = self._stream.seek(0, os.SEEK_END)
         self._stream.write(json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self._stream.flush()
+        return place
 
     def _read(self) -> None:
         self._stream.seek(0)
-        content = self._stream.read()
-        whole = content.rfind(b"\n") + 1
-        # Killed while it wrote: that answer is asked for again.
-        self._stream.truncate(whole)
-        lines = content[:whole].splitlines()
-        if not lines:
-            self._write(self.made_by)
-            return
-        for number, line in enumerate(lines, start=1):
+        place = 0
+        for number, line in enumerate(iter(self._stream.readline, b""), start=1):
+            if not line.endswith(b"\n"):
+                # Killed while it wrote: that answer is asked for again.
+                self._stream.truncate(place)
+                break
             try:
                 raw = json.loads(line)
                 if number == 1:
                     self._compare(raw)
                 else:
                     entry = Entry(**raw)
-                    self.entries[entry.part, entry.number] = entry
+                    self._places[entry.part, entry.number] = place
             except (ValueError, TypeError) as error:
                 raise BadTrainingData(
                     f"{self.path}, line {number} is damaged: {error}; take it out, and its answer is asked for again"
                 ) from error
+            place += len(line)
+        if not place:
+            self._write(self.made_by)
 
     def _compare(self, before: dict[str, object]) -> None:
         now = json.loads(json.dumps(self.made_by))

@@ -71,7 +71,7 @@ def synthesise(config: SynthesisConfig, server: Server, out: Path, examples: int
     made_by: dict[str, object] = {"model": server.model, "screen": screen, **config.model_dump(mode="json")}
     with Journal(out / JOURNAL_FILE, made_by) as journal:
         unanswered, retries = asyncio.run(_Run(config, server, journal).all_of(examples))
-        statistics = write_files(out, journal.entries, examples, config, moderated=bool(server.moderation_url))
+        statistics = write_files(out, journal, examples, config, moderated=bool(server.moderation_url))
     return Synthesised(unanswered, retries, statistics)
 
 
@@ -87,7 +87,7 @@ class _Run:
 
     async def all_of(self, examples: int) -> tuple[int, int]:
         """Ask for lists of tasks, then for examples. Returns numbers without an answer, and retries."""
-        server, config, entries = self._server, self._config, self._journal.entries
+        server, config, entries = self._server, self._config, self._journal
         limits = httpx.Limits(max_connections=server.concurrency)
         async with httpx.AsyncClient(timeout=server.timeout_s, limits=limits) as client:
             self._chat = Endpoint(client, server.url, server.key, Pace(server.requests_a_minute))
@@ -144,7 +144,7 @@ class _Run:
 
     async def _ask_example(self, wanted: tuple[ExamplePlan, str]) -> None:
         plan, task = wanted
-        entry = self._journal.entries.get(("example", plan.number))
+        entry = self._journal.get(("example", plan.number))
         if entry is None:
             answer = await self._complete(example_prompt(plan, task), plan.number, tasks=False)
             tokens = (answer.prompt_tokens, answer.answer_tokens)
@@ -163,7 +163,7 @@ class _Run:
 
     def _is_missing(self, number: int) -> bool:
         """Whether an example has no answer, or one that the moderation has not seen."""
-        entry = self._journal.entries.get(("example", number))
+        entry = self._journal.get(("example", number))
         if entry is None or self._moderation is None or entry.unsafe is not None:
             return entry is None
         return read_answer(entry, plan_of(number, self._config)).reason is None
