@@ -56,6 +56,7 @@ class ChatServer:
     url: str = ""
     asked: Counter[int] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
+    moderation_keys: set[str] = field(default_factory=set)
     moderated: list[list[str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     faults: bool = True
@@ -148,7 +149,8 @@ def app_of(server: ChatServer) -> FastAPI:
         return JSONResponse({"choices": [choice], "usage": usage, "model": body["model"]})
 
     @app.post("/v1/moderations")
-    def moderations(body: dict[str, Any]) -> Response:
+    def moderations(request: Request, body: dict[str, Any]) -> Response:
+        server.moderation_keys.add(request.headers.get("Authorization", ""))
         server.moderated.append(body["input"])
         results = [
             {"flagged": "lantern" in text, "categories": {"light": "lantern" in text, "dark": False}}

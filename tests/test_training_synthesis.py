@@ -21,6 +21,7 @@ from training.pair_store import open_stores
 from training.prepare import prepare
 from training.stages import train_stage
 from training.synthesis.config import INVENTED, KINDS, SynthesisConfig
+from training.synthesis.files import tasks_of
 from training.synthesis.journal import Entry, Journal
 from training.synthesis.plan import kind_of, plan_of, request_seed
 from training.synthesis.run import JOURNAL_FILE, Server, synthesise
@@ -204,9 +205,10 @@ def test_a_higher_limit_goes_on_and_leaves_what_there_was(server: ChatServer, wh
 
 def test_a_moderation_endpoint_judges_in_place_of_the_rules(server: ChatServer, tmp_path: Path) -> None:
     server.moderated.clear()
-    judged = Server(server.url, "toy", moderation_url=server.url, moderation_model="judge")
+    judged = Server(server.url, "toy", "chat", server.url, "judge's", "judge")
     synthesise(CONFIG, judged, tmp_path, 60)
     texts = [text for pair in pairs_of(tmp_path).values() for text in (pair["query"], pair["positive"])]
+    assert server.moderation_keys == {"Bearer judge's"}
     assert not [text for text in texts if "lantern" in text]
     assert [text for text in texts if "XXX" in text]
     assert "unsafe: light" in {row["reason"] for row in rejected_of(tmp_path)}
@@ -230,6 +232,28 @@ def test_an_answer_that_nobody_judged_yet_is_judged_without_asking_again(tmp_pat
         synthesise(CONFIG, judged, tmp_path, 30)
         assert server.asked.total() == before
     assert files_of(tmp_path) == wanted
+
+
+def test_a_list_that_comes_late_changes_no_pair_s_instruction(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"kinds": {"short_short": 1.0}})
+    with start_chat_server(faults=False) as server:
+        synthesise(config, Server(server.url, "toy"), tmp_path, 40)
+        wanted = files_of(tmp_path)
+        journal = tmp_path / JOURNAL_FILE
+        lines = journal.read_text().splitlines()
+        # As if the second unit's list had had no answer: nothing behind it may be asked for.
+        journal.write_text("\n".join(line for line in lines if not is_behind_unit_0(line)) + "\n")
+        with Journal(journal, json.loads(lines[0])) as known:
+            assert set(tasks_of(known, 5, config).of) == {0}
+        synthesise(config, Server(server.url, "toy"), tmp_path, 40)
+    assert files_of(tmp_path) == wanted
+
+
+def is_behind_unit_0(line: str) -> bool:
+    entry = json.loads(line)
+    return (entry.get("part"), entry.get("number")) == ("tasks", 1) or (
+        entry.get("part") == "example" and entry["number"] >= 8
+    )
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "--key-variable"), (404, "--endpoint"), (422, "does not take")])

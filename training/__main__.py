@@ -207,6 +207,7 @@ def synthesise(
         str, typer.Option(help="A server with /moderations, for unsafe texts; weak rules without.", show_default=False)
     ] = "",
     moderation_model: Annotated[str, typer.Option(help="Its model.", show_default=False)] = "",
+    moderation_key_variable: Annotated[str, typer.Option(help="The variable with its key.")] = "MODERATION_API_KEY",
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     requests_a_minute: Annotated[
         float | None, typer.Option(min=0.01, help="Requests a minute at most.", show_default=False)
@@ -231,6 +232,7 @@ def synthesise(
             model,
             key=os.environ.get(key_variable),
             moderation_url=moderation,
+            moderation_key=os.environ.get(moderation_key_variable),
             moderation_model=moderation_model,
             concurrency=concurrency,
             requests_a_minute=requests_a_minute,

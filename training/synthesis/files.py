@@ -38,7 +38,7 @@ class Rejected:
 
 @dataclass
 class Tasks:
-    """of: unit → its tasks, as many as there are fit ones; units whose list has no answer yet are missing."""
+    """of: unit → its tasks, as many as there are fit ones."""
 
     of: dict[int, list[str]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
@@ -52,12 +52,16 @@ class Tasks:
 
 
 def tasks_of(entries: Entries, units: int, config: SynthesisConfig) -> Tasks:
-    """The lists of the first units. A unit's is a function of its own answer and of those before it."""
+    """The lists of the first units. A unit's is a function of its own answer and of those before it, so they end before
+    one that has no answer yet.
+    """
     found, seen = Tasks(), NearDuplicates(config.near_duplicate)
     for unit in range(units):
         entry = entries.get(("tasks", unit))
-        if kind_of(unit, config) not in INVENTED or entry is None:
+        if kind_of(unit, config) not in INVENTED:
             continue
+        if entry is None:
+            break
         tasks = None if entry.text is None else parse_tasks(entry.text)
         if tasks is None:
             why = f"refused: {entry.refused}" if entry.text is None else NOT_JSON
@@ -116,7 +120,7 @@ def write_files(
     found = _Found(rejected=list(tasks.rejected))
     with ExitStack() as stack:
         streams = {kind: stack.enter_context(_whole(folder / f"{kind}.jsonl")) for kind in KINDS}
-        for kind, row in _accepted(entries, tasks, examples, config, found, moderated):
+        for kind, row in _accepted(entries, examples, config, found, moderated):
             streams[kind].write(_line(row))
     with _whole(folder / REJECTED_FILE) as stream:
         stream.writelines(_line(asdict(item)) for item in found.rejected)
@@ -139,14 +143,14 @@ def write_files(
 
 
 def _accepted(
-    entries: Entries, tasks: Tasks, examples: int, config: SynthesisConfig, found: _Found, moderated: bool
+    entries: Entries, examples: int, config: SynthesisConfig, found: _Found, moderated: bool
 ) -> Iterator[tuple[Kind, dict[str, object]]]:
     seen = NearDuplicates(config.near_duplicate)
     for number in range(examples):
-        plan = plan_of(number, config)
-        instruction, entry = tasks.of_example(plan), entries.get(("example", number))
-        if instruction is None or entry is None:
+        entry = entries.get(("example", number))
+        if entry is None:
             continue
+        plan = plan_of(number, config)
         reading = read_answer(entry, plan)
         reason = reading.reason
         if reason is None and moderated and entry.unsafe is None:
@@ -160,11 +164,11 @@ def _accepted(
             continue
         language = f"{plan.language}-{plan.other}" if plan.other else plan.language
         found.accepted[plan.kind] += 1
-        found.instructions.add(instruction)
+        found.instructions.add(entry.task)
         found.languages[language] += 1
         query, positive, *negatives = reading.texts
         texts = {"query": query, "positive": positive, "negative": negatives}
-        yield plan.kind, {**texts, "instruction": instruction, "lang": language, "number": number}
+        yield plan.kind, {**texts, "instruction": entry.task, "lang": language, "number": number}
 
 
 def _unsafe(entry: Entry, texts: list[str]) -> str | None:

@@ -22,13 +22,14 @@ Number = tuple[Part, int]
 class Entry:
     """The answer to one number.
 
-    text: as it came; None where the endpoint refused, see `refused`.   unsafe: what a moderation endpoint says of it;
-    None where it was not asked.
+    text: as it came; None where the endpoint refused, see `refused`.   task: that an example was asked for.
+    unsafe: what a moderation endpoint says of it; None where it was not asked.
     """
 
     part: Part
     number: int
     text: str | None
+    task: str = ""
     refused: str = ""
     unsafe: list[str] | None = None
     prompt_tokens: int = 0

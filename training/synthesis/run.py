@@ -14,7 +14,7 @@ from training.errors import EndpointFailed
 from training.synthesis.config import INVENTED, SynthesisConfig
 from training.synthesis.endpoint import Answer, Endpoint, NoAnswer, Pace, complete, moderate
 from training.synthesis.files import read_answer, tasks_of, write_files
-from training.synthesis.journal import Entry, Journal
+from training.synthesis.journal import Entry, Journal, Part
 from training.synthesis.plan import ExamplePlan, kind_of, plan_of, request_seed
 from training.synthesis.templates import example_prompt, tasks_prompt
 
@@ -29,7 +29,7 @@ STAND_IN_TASK = "(one of the tasks that the request above gives)"
 
 @dataclass(frozen=True)
 class Server:
-    """Who is asked, and how. url: with the version, such as http://127.0.0.1:8000/v1.   key: of its bearer token.
+    """Who is asked, and how. url: with the version, such as http://127.0.0.1:8000/v1.   key: sent as a bearer token.
 
     moderation_url: of a server with /moderations; "" for the rules alone.
     """
@@ -38,6 +38,7 @@ class Server:
     model: str
     key: str | None = None
     moderation_url: str = ""
+    moderation_key: str | None = None
     moderation_model: str = ""
     concurrency: int = 8
     requests_a_minute: float | None = None
@@ -92,7 +93,7 @@ class _Run:
         async with httpx.AsyncClient(timeout=server.timeout_s, limits=limits) as client:
             self._chat = Endpoint(client, server.url, server.key, Pace(server.requests_a_minute))
             self._moderation = (
-                Endpoint(client, server.moderation_url, server.key, Pace(server.requests_a_minute))
+                Endpoint(client, server.moderation_url, server.moderation_key, Pace(server.requests_a_minute))
                 if server.moderation_url
                 else None
             )
@@ -140,20 +141,19 @@ class _Run:
 
     async def _ask_tasks(self, unit: int) -> None:
         answer = await self._complete(tasks_prompt(unit, self._config), unit, tasks=True)
-        self._keep(Entry("tasks", unit, answer.text, answer.refused, None, answer.prompt_tokens, answer.answer_tokens))
+        self._keep(_entry_of(answer, "tasks", unit))
 
     async def _ask_example(self, wanted: tuple[ExamplePlan, str]) -> None:
         plan, task = wanted
         entry = self._journal.get(("example", plan.number))
         if entry is None:
             answer = await self._complete(example_prompt(plan, task), plan.number, tasks=False)
-            tokens = (answer.prompt_tokens, answer.answer_tokens)
-            entry = Entry("example", plan.number, answer.text, answer.refused, None, *tokens)
+            entry = _entry_of(answer, "example", plan.number, task)
             # Before anybody judges it: it is paid for.
             self._keep(entry)
         if self._moderation is not None and (example := read_answer(entry, plan)).reason is None:
             seed = request_seed(plan.number, self._config, tasks=False)
-            texts = [task, *example.texts]
+            texts = [entry.task, *example.texts]
             unsafe = await moderate(self._moderation, self._server.moderation_model, texts, seed)
             self._journal.add(replace(entry, unsafe=unsafe))
 
@@ -181,3 +181,15 @@ class _Run:
         if config.json_mode:
             body["response_format"] = {"type": "json_object"}
         return await complete(self._chat, body, seed)
+
+
+def _entry_of(answer: Answer, part: Part, number: int, task: str = "") -> Entry:
+    return Entry(
+        part,
+        number,
+        answer.text,
+        task,
+        answer.refused,
+        prompt_tokens=answer.prompt_tokens,
+        answer_tokens=answer.answer_tokens,
+    )
