@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 
-from training.languages import LANGUAGES, language_of, why_not_in
 from training.synthesis.answers import (
     Example,
     has_personal_data,
@@ -25,6 +24,7 @@ from training.synthesis.endpoint import RETRY_AFTER_MAX_S, WAIT_MAX_S, seconds_o
 from training.synthesis.plan import ExamplePlan, kind_of, plan_of, request_seed
 from training.synthesis.screen import unsafe_categories
 from training.synthesis.templates import KEYS, example_prompt, tasks_prompt
+from training.text_languages import LANGUAGES, language_of, why_not_in
 
 CONFIG = SynthesisConfig()
 FRENCH = "Le marché du vieux port ouvre chaque matin avant le lever du soleil, sauf le dimanche et les jours de fête."

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from training.languages import why_not_in
 from training.synthesis.config import INVENTED, Kind
 from training.synthesis.plan import ExamplePlan
 from training.synthesis.templates import KEYS, TASKS_KEY
+from training.text_languages import why_not_in
 
 # Characters. Chinese and Japanese say a word in one or two: a long text has at least as many as it should have words.
 TASK_CHARACTERS = (20, 300)

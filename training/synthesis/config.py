@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from training.config import Section
-from training.languages import LANGUAGES
+from training.text_languages import LANGUAGES
 
 Kind = Literal["short_long", "long_short", "short_short", "long_long", "bitext", "sts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

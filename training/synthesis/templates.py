@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from training.languages import LANGUAGES
 from training.synthesis.config import INVENTED, Kind, SynthesisConfig
 from training.synthesis.plan import ExamplePlan, field_of, kind_of
+from training.text_languages import LANGUAGES
 
 
 @dataclass(frozen=True)
