@@ -82,5 +82,5 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 # torch first and by itself: a CPU build satisfies what the other packages ask for.
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
-	$(PIP) -e '.[cpu,openvino,triton,training,dev]'
+	$(PIP) -e '.[cpu,openvino,triton,training,mteb,dev]'
 	touch $@

@@ -49,6 +49,10 @@ HOMES = {
     "transformers": {"training"},
     "onnx": {"training"},
     "nncf": {"training"},
+    "matplotlib": {"training.plots"},
+    "sentence_transformers": {"training.transformer_system"},
+    "bm25s": {"training.candidates", "training.words"},
+    "mteb": {"training.mteb_bridge", "training.mteb_protocols"},
 }
 
 

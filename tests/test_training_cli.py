@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # As on a machine with the gateway only. None in sys.modules makes an import fail like a missing package.
 WITHOUT_TORCH = """
 import sys
-for name in ("torch", "transformers", "onnx", "onnxscript", "sklearn", "scipy"):
+for name in ("torch", "transformers", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"):
     sys.modules[name] = None
 from training.__main__ import cli
 cli(sys.argv[1:], prog_name="python -m training")
@@ -31,8 +31,10 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-COMMANDS = ["", "bootstrap", "prepare", "pretrain", "mine", "finetune", "instruct", "synthesise"]
-COMMANDS += ["export", "quantize", "evaluate"]
+COMMANDS = [
+    *("", "bootstrap", "prepare", "filter", "pretrain", "mine", "teach", "score", "finetune", "instruct", "synthesise"),
+    *("export", "quantize", "evaluate", "compare", "report", "audit"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -144,6 +144,11 @@ def test_the_defaults_are_the_published_numbers():
     assert (first.batch_pairs, first.steps, first.temperature, first.learning_rate) == (32_768, 30_000, 0.01, 3e-4)
     assert (second.batch_pairs, second.epochs, second.temperature, second.learning_rate) == (512, 2, 0.01, 3e-5)
     assert first.mixture.source_cap == 160_000_000
+    # SimLM's re-ranker, and English E5's filter.
+    teach, consistency = stages.TeachConfig(), stages.ConsistencyConfig()
+    assert (teach.learning_rate, teach.epochs, teach.max_tokens) == (3e-5, 3, 192)
+    assert (1 + teach.negatives, teach.forward_factor) == (64, 4)
+    assert (consistency.top, consistency.passages) == (2, 1_000_000)
 
 
 @pytest.mark.parametrize(

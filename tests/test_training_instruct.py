@@ -88,7 +88,7 @@ def repo(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def collated(prompts: Prompts, roles: tuple[Role, Role], row: PairRow) -> list[list[int]]:
     """The token ids of a pair's texts: query, positive, negatives."""
     collator = Collator(TOKENIZER, prompts, pad_id=1, max_tokens=128, chunk_tokens=512)
-    found = collator.collate([row], roles)
+    found = collator.collate([row], [roles])
     rows = [ids[mask > 0].tolist() for chunk in found.chunks for ids, mask in zip(chunk.ids, chunk.mask, strict=True)]
     return [rows[place] for place in found.order.tolist()]
 

@@ -59,6 +59,42 @@ def test_a_pair_is_dropped_for_its_reason(row: PairRow, symmetric: bool, reason:
     assert why_not("en", row, FilterConfig(), symmetric=symmetric) == reason
 
 
+@pytest.mark.parametrize(
+    ("language", "query", "positive", "reason"),
+    [
+        ("ru", "Где находится порт?", "Порт находится в Мурманске", None),
+        ("ru", "Где находится порт?", "Port lezhit v Murmanske", "script"),
+        ("en-ru", "Where is the harbour?", "Где находится порт?", None),
+        ("en-ru", "Где находится порт?", "Where is the harbour?", "script"),
+        # Names and terms in other scripts are no other language.
+        ("zh", "iPhone 12 Pro Max 价格多少", "苹果 iPhone 12 Pro Max 售价 9299 元起", None),
+        ("zh-Hant", "港口在哪裡", "The harbour is behind the old mill", "script"),
+        ("ja", "港はどこですか", "ミナトミライ", None),
+        ("ko", "항구는 어디에 있습니까", "Где находится порт?", "script"),
+        ("es-AR", "¿Dónde está el puerto?", "El puerto está detrás del molino", None),
+        ("hi", "बंदरगाह कहाँ है", "1984", None),
+        ("tlh", "nuqDaq 'oH puchpa''e'", "πού είναι", None),
+    ],
+)
+def test_a_text_in_a_script_that_its_language_does_not_have_is_dropped(
+    language: str, query: str, positive: str, reason: str | None
+) -> None:
+    assert why_not(language, PairRow(query, positive), FilterConfig(), symmetric=False) == reason
+    unchecked = FilterConfig(script_share_min=0)
+    assert why_not(language, PairRow(query, positive), unchecked, symmetric=False) is None
+
+
+def test_answers_come_along_as_one_text_or_several(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"who {n}", "positive": f"she {n}", "answers": found, "lang": "en"}
+        for n, found in enumerate([["a", "b"], "c", None])
+    ]
+    lines(tmp_path, *rows, {"query": "who else", "positive": "nobody", "lang": "en"})
+    prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    store = PairStore(tmp_path / "out" / "questions")
+    assert [row.answers for row in store.rows(np.arange(4))] == [["a", "b"], ["c"], [], []]
+
+
 def test_languages_that_are_not_asked_for_are_counted_and_left_out() -> None:
     dropped: Counter[str] = Counter()
     records = iter(

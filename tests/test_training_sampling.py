@@ -69,11 +69,12 @@ def test_a_million_batches_match_the_mixture_and_none_mixes_sources() -> None:
     for step in range(200):
         batch = sampler().batch(step)
         assert batch.rows.min() >= 0
-        assert batch.rows.max() < SHAPES[batch.source].rows
+        assert batch.rows.max() < SHAPES[batch.sources[0]].rows
+        assert (batch.sources == batch.sources[0]).all()
 
 
 def test_languages_inside_a_source_match_their_temperature() -> None:
-    drawn = np.concatenate([batch.rows for step in range(3000) if (batch := sampler().batch(step)).source == 1])
+    drawn = np.concatenate([batch.rows for step in range(3000) if (batch := sampler().batch(step)).sources[0] == 1])
     counts = np.histogram(drawn, bins=[0, 30_000, 30_300, 30_303])[0]
     wanted = np.sqrt([30_000, 300, 3])
     assert chisquare(counts, wanted / wanted.sum() * counts.sum()).pvalue > 0.05
@@ -87,11 +88,63 @@ def test_epochs_show_every_pair_as_often_as_any_other(epochs: int) -> None:
     seen = [np.zeros(2000, dtype=int), np.zeros(3000, dtype=int)]
     for step in range(steps):
         batch = whole.batch(step)
-        np.add.at(seen[batch.source], batch.rows, 1)
+        np.add.at(seen[batch.sources[0]], batch.rows, 1)
     for counts in seen:
         # Shares are dealt out to within a batch or two.
         assert (counts != epochs).sum() <= 100
         assert abs(counts - epochs).max() <= 1
+
+
+def row_wise(shapes: list[SourceShape], odds: np.ndarray, batch_pairs: int, steps: int, seed: int = 7) -> Sampler:
+    return Sampler(
+        shapes,
+        odds,
+        batch_pairs=batch_pairs,
+        steps=steps,
+        language_exponent=1.0,
+        seed=seed,
+        one_source_a_batch=False,
+    )
+
+
+def test_rows_of_mixed_batches_match_the_mixture_in_every_slice() -> None:
+    odds = source_odds(SHAPES, exponent=0.5, cap=20_000, weights={"xp3": 3.0})
+    mixed = row_wise(SHAPES, odds, 64, 1_000_000)
+    batches = [mixed.batch(step) for step in range(2000)]
+    filled = odds > 0
+    # Slices of processes: the first rows of a batch, and all of it.
+    for rows in (8, 64):
+        counts = np.bincount(np.concatenate([batch.sources[:rows] for batch in batches]), minlength=len(SHAPES))
+        assert counts[2] == 0
+        assert chisquare(counts[filled], odds[filled] * counts.sum()).pvalue > 0.05
+    assert all(len(np.unique(batch.sources)) > 1 for batch in batches)
+    for batch in batches[:100]:
+        for source, row in zip(batch.sources, batch.rows, strict=True):
+            assert 0 <= row < SHAPES[source].rows
+
+
+def test_epochs_of_mixed_batches_show_every_pair_as_often_as_any_other() -> None:
+    shapes = [SourceShape("one", {"en": 1000, "de": 1000}), SourceShape("two", {"fr": 3000})]
+    odds = source_odds(shapes, exponent=1.0, cap=None, weights={})
+    mixed = row_wise(shapes, odds, 50, 3 * 5000 // 50)
+    seen = [np.zeros(2000, dtype=int), np.zeros(3000, dtype=int)]
+    for step in range(3 * 5000 // 50):
+        batch = mixed.batch(step)
+        for source in (0, 1):
+            np.add.at(seen[source], batch.rows[batch.sources == source], 1)
+    for counts in seen:
+        # Turns are off by one a halving.
+        assert (counts != 3).sum() <= 4
+        assert abs(counts - 3).max() <= 1
+
+
+def test_a_mixed_batch_depends_on_seed_and_step_alone() -> None:
+    odds = source_odds(SHAPES, exponent=0.5, cap=20_000, weights={})
+    one, other = row_wise(SHAPES, odds, 64, 10**6), row_wise(SHAPES, odds, 64, 10**6)
+    other.batch(3)
+    assert np.array_equal(one.batch(999_999).rows, other.batch(999_999).rows)
+    assert np.array_equal(one.batch(999_999).sources, other.batch(999_999).sources)
+    assert not np.array_equal(row_wise(SHAPES, odds, 64, 10**6, seed=8).batch(5).rows, one.batch(5).rows)
 
 
 def test_a_step_s_batch_depends_on_seed_and_step_alone() -> None:

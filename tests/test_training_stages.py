@@ -19,8 +19,11 @@ import torch
 from pair_files import THINGS, write_pairs
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_checkpoint import write_tiny_checkpoint
 
+from training.backbone import load_backbone
+from training.checkpoint import load_state
 from training.config import FilterConfig, FinetuneConfig, MixtureConfig, ModelConfig, PretrainConfig, SourceConfig
 from training.errors import (
     BadTrainConfig,
@@ -31,10 +34,11 @@ from training.errors import (
     TrainingDiverged,
     TrainingError,
 )
-from training.pair_store import PairRow, open_stores
+from training.pair_store import PairRow, open_stores, text_key
 from training.prepare import prepare
+from training.processes import Processes
 from training.schedule import rate_at
-from training.stage_batches import choose_negatives
+from training.stage_batches import StageBatches, choose_negatives
 from training.stages import train_stage
 
 STEPS = 24
@@ -197,6 +201,19 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_bytes(
     assert curve(run) == curve(whole)
 
 
+def in_two_processes(script: str, *arguments: str) -> list[int]:
+    """Run it as torchrun would, twice side by side; the exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, *arguments], env=os.environ | group | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return [process.wait(120) for process in started]
+
+
 def test_two_processes_train_the_model_of_one(config: ModelConfig, pairs: Path, backbone: Path, tmp_path: Path) -> None:
     # Without dropout, which falls differently in each process.
     calm = tmp_path / "calm"
@@ -209,25 +226,15 @@ def test_two_processes_train_the_model_of_one(config: ModelConfig, pairs: Path, 
     still = changed(config, steps=6).model_copy(update={"backbone": str(calm)})
     assert train_stage(still, "pretrain", pairs=pairs, out=tmp_path / "one", should_stop=lambda: False)
     (tmp_path / "config.json").write_text(still.model_dump_json())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(pairs), str(tmp_path / "two"), "0"],
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
-    one, two = (load_file(tmp_path / run / "latest" / "model.safetensors") for run in ("one", "two"))
+    two = str(tmp_path / "two")
+    assert in_two_processes(KILLED, str(tmp_path / "config.json"), str(pairs), two, "0") == [0, 0]
+    one, both = (load_file(tmp_path / run / "latest" / "model.safetensors") for run in ("one", "two"))
     for name, weight in one.items():
         # What a key's offset adds is the same for every token: its gradient is zero but for rounding, which AdamW
         # makes a whole step of.
         if name.endswith("key.bias"):
             continue
-        assert (weight - two[name]).abs().mean() < 1e-5, name
+        assert (weight - both[name]).abs().mean() < 1e-5, name
 
 
 def test_settings_that_changed_and_a_folder_in_use_are_refused(
@@ -334,6 +341,127 @@ def test_the_second_stage_goes_on_from_the_first_and_learns_the_teacher_s_rankin
     assert not train_stage(taught, "finetune", pairs=pairs, start=start, out=again, should_stop=after(7))
     assert train_stage(taught, "finetune", pairs=pairs, start=start, out=again, resume=True, should_stop=lambda: False)
     assert weights_hash(again) == weights_hash(run)
+
+
+def test_batches_of_all_sources_are_trained_on_with_each_row_s_own_prompts_and_resumed_to_the_same_bytes(
+    config: ModelConfig, pairs: Path, tmp_path: Path
+) -> None:
+    second = FinetuneConfig(
+        batch_pairs=64, epochs=1, hard_negatives=2, mixture=MixtureConfig(one_source_a_batch=False), **TOY
+    )
+    mixed, stores = config.model_copy(update={"finetune": second}), open_stores(pairs)
+    weights = {store.about.name: 1.0 for store in stores}
+    alone = Processes(0, 1, torch.device("cpu"))
+    opened = load_backbone(config.backbone, "", alone.device, freeze_positions=True)
+    batches = StageBatches(second, stores, weights, opened, steps=9, seed=42, processes=alone)
+    batch, halves = batches.of(3), []
+    for rank in range(2):
+        half = Processes(rank, 2, alone.device)
+        halves.append(StageBatches(second, stores, weights, opened, steps=9, seed=42, processes=half).of(3))
+    assert batch.source == "mixed"
+    # Translations have no negatives, so no row of the batch has.
+    assert batch.collated.keys.negatives.shape == (64, 0)
+    assert torch.equal(batch.collated.keys.queries, torch.cat([half.collated.keys.queries for half in halves]))
+    ids = [
+        row[mask.astype(bool)]
+        for chunk in batch.collated.chunks
+        for row, mask in zip(chunk.ids, chunk.mask, strict=True)
+    ]
+    opening = opened.tokenizer.encode("passage:").ids[:4]
+    passages = sum(row[:4].tolist() == opening for row in ids)
+    answers = {text_key(row.positive) for row in stores[0].rows(np.arange(300))}
+    assert passages == sum(int(key) in answers for key in batch.collated.keys.positives) > 0
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    start = Path(config.backbone)
+    assert train_stage(mixed, "finetune", pairs=pairs, start=start, out=whole, should_stop=lambda: False)
+    assert not train_stage(mixed, "finetune", pairs=pairs, start=start, out=again, should_stop=after(3))
+    assert train_stage(mixed, "finetune", pairs=pairs, start=start, out=again, resume=True, should_stop=lambda: False)
+    assert weights_hash(again) == weights_hash(whole)
+
+
+def events_of(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag → (step, value), as TensorBoard shows them."""
+    found = EventAccumulator(str(run / "events"))
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_event_files_show_the_curve_once_after_a_crash(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:
+    run, asked = tmp_path / "run", iter(range(1, 10**6))
+
+    def crash() -> bool:
+        # Behind step 15: steps 12 to 15 were logged, and are done again from the checkpoint of step 8.
+        if next(asked) == 15:
+            raise ConnectionError
+        return False
+
+    with pytest.raises(ConnectionError):
+        train_stage(config, "pretrain", pairs=pairs, out=run, should_stop=crash)
+    assert events_of(run)["train/loss"][-1][0] == 12
+    assert train_stage(config, "pretrain", pairs=pairs, out=run, resume=True, should_stop=lambda: False)
+    assert len(list((run / "events").iterdir())) == 2
+    events, lines = events_of(run), curve(run)
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        assert events[f"train/{name}"] == [(row["step"], pytest.approx(row[name])) for row in lines]
+    assert {tag for tag in events if tag.startswith("loss_by_source/")} == {
+        "loss_by_source/questions",
+        "loss_by_source/translation",
+    }
+    assert all(value > 0 for tag in ("speed/pairs_per_s", "speed/tokens_per_s") for _, value in events[tag])
+
+
+STOPPED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import training.checkpoint
+from training.config import ModelConfig
+from training.processes import Processes
+from training.stages import train_stage
+
+torch.set_num_threads(1)
+write, wait = torch.save, Processes.wait
+waits = []
+
+def interrupted(state, path):
+    # The launcher's signal comes when half of a checkpoint is written, and again.
+    os.kill(os.getpid(), signal.SIGTERM)
+    Path(path).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGTERM)
+    write(state, path)
+
+def interrupted_wait(self):
+    # The other process gets it while it waits for the first to have written; the first wait is before the steps.
+    waits.append(self)
+    if len(waits) == 2 and not self.is_first:
+        os.kill(os.getpid(), signal.SIGTERM)
+    wait(self)
+
+training.checkpoint.torch.save = interrupted
+Processes.wait = interrupted_wait
+config = ModelConfig.model_validate_json(Path(sys.argv[1]).read_text())
+sys.exit(0 if train_stage(config, "pretrain", pairs=Path(sys.argv[2]), out=Path(sys.argv[3])) else 3)
+"""
+
+
+def test_a_signal_while_a_checkpoint_is_written_lets_every_process_finish_it(
+    config: ModelConfig, pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(changed(config, save_every_steps=3, steps=9).model_dump_json())
+    run = tmp_path / "run"
+    assert in_two_processes(STOPPED_WHILE_SAVING, str(tmp_path / "config.json"), str(pairs), str(run)) == [3, 3]
+    step, state = torch_state(run)
+    # Behind the step after the one that was being saved.
+    assert step == state["step"] == 4
+    assert json.loads((run / "step_000003" / "run.json").read_text())["step"] == 3
+    assert not list(run.glob(".*unfinished"))
+
+
+def torch_state(run: Path) -> tuple[int, dict[str, object]]:
+    """The newest checkpoint's number, and what it resumes from."""
+    found = load_state(run)
+    assert found is not None
+    return int(found[0].name.removeprefix("step_")), found[1]
 
 
 def test_what_can_not_begin_is_named_and_leaves_no_folder(config: ModelConfig, pairs: Path, tmp_path: Path) -> None:

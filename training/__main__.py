@@ -6,14 +6,17 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.errors import Me5Error
+
+if TYPE_CHECKING:
+    from training.config import ModelConfig
 
 cli = typer.Typer(
     name="python -m training",
@@ -69,6 +72,22 @@ Pairs = Annotated[
     typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of this run; runs/NAME/STAGE by default.", show_default=False)]
+Mined = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Folder of the mined sources; data/NAME/mined by default.", show_default=False),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="A re-ranker, a folder or a repository of the hub; teach.teacher of CONFIG, or runs/NAME/teach/latest, by "
+        "default.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="File of the teachers' scores; data/NAME/scores.sqlite3 by default.", show_default=False),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
@@ -122,6 +141,35 @@ def prepare(
         typer.echo(f"{folder}")
 
 
+@cli.command(name="filter")
+def filter_pairs(
+    config: Config,
+    model: Annotated[Path, typer.Option(help="Who looks: a checkpoint or model version.")],
+    stage: Annotated[StageName, typer.Option(help="Whose pairs.")] = StageName.pretrain,
+    pairs: Pairs = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what is kept; data/NAME/STAGE-consistent by default.", show_default=False),
+    ] = None,
+) -> None:
+    """Keep the pairs whose passage a model finds for their query among many others of the source."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.consistency import filter_consistent
+        from training.evaluate import open_model
+        from training.pair_store import open_stores
+        from training.processes import device_alone
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        stores = open_stores(pairs or Path("data") / settings.name / stage.value, settings.stage(stage.value).sources)
+        folder = out or Path("data") / settings.name / f"{stage.value}-consistent"
+        opened = open_model(model, progress=True, device=device_alone())
+        for store in stores:
+            filter_consistent(store, opened.embed, opened.files, settings.consistency, folder, settings.seed)
+        typer.echo(f"{folder}")
+
+
 @cli.command()
 def pretrain(config: Config, pairs: Pairs = None, out: Out = None, resume: Resume = False) -> None:
     """Stage 1: contrastive pre-training on weak pairs with in-batch negatives. Under torchrun, on many processes."""
@@ -142,24 +190,112 @@ def mine(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the mined sources; data/NAME/mined by default.", show_default=False)
     ] = None,
+    teacher: Teacher = "",
+    cache: Cache = None,
 ) -> None:
-    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search."""
+    """Find hard negatives for the second stage's pairs, by BM25 and by a model. Other rules need no other search.
+
+    Scores that a teacher has given before are written beside them.
+    """
     with one_line_errors():
         from service.recipe.tokens import load_tokenizer
         from training.config import load_config
+        from training.cross_encoder import identity_of
         from training.evaluate import open_model
         from training.mine import mine as run_mining
         from training.pair_store import open_stores
+        from training.processes import device_alone
+        from training.score_cache import open_cache
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         searcher = model or Path("runs") / settings.name / "pretrain" / "latest"
         stores = open_stores(pairs or Path("data") / settings.name / "finetune", settings.finetune.sources)
         folder = out or Path("data") / settings.name / "mined"
-        opened = open_model(searcher, progress=True)
+        opened = open_model(searcher, progress=True, device=device_alone())
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
-        for store in stores:
-            run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder)
+        name, scores = teacher_of(settings, teacher), cache or cache_of(settings)
+        # What a teacher has read is taken over; where none is named and none was trained, mining asks nobody.
+        is_there = scores.is_file() and bool(teacher or settings.teach.teacher or Path(name).is_dir())
+        with open_cache(scores, identity_of(name, settings.teach)) if is_there else nullcontext() as kept:
+            for store in stores:
+                run_mining(store, opened.embed, tokenizer, opened.files, settings.mine, folder, kept)
+        typer.echo(f"{folder}")
+
+
+@cli.command()
+def teach(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="An encoder, or a re-ranker; the model's backbone by default.", show_default=False),
+    ] = None,
+    pairs: Mined = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of this run; runs/NAME/teach by default.", show_default=False)
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Train a cross-encoder on mined pairs, whose ranking the second stage then learns. Under torchrun, on many
+    processes.
+    """
+    with one_line_errors():
+        from training.config import load_config
+        from training.teach import train_teacher
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        run = out or Path("runs") / settings.name / "teach"
+        mined = pairs or Path("data") / settings.name / "mined"
+        finished = train_teacher(settings, pairs=mined, out=run, start=start, resume=resume)
+    if not finished:
+        typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(f"{run / 'latest'}")
+
+
+@cli.command()
+def score(
+    config: Config,
+    teacher: Teacher = "",
+    pairs: Mined = None,
+    cache: Cache = None,
+    candidates: Annotated[
+        bool,
+        typer.Option("--candidates", help="Read all that mining found, for mine.teacher_margin; then mine again."),
+    ] = False,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --candidates: the pairs that were mined; data/NAME/finetune by default.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a teacher's scores into the mined sources. What it has read before is not read again."""
+    with one_line_errors():
+        import torch
+
+        from training.config import load_config
+        from training.cross_encoder import identity_of, open_cross_encoder
+        from training.mine import found_for
+        from training.pair_store import open_stores
+        from training.processes import device_alone
+        from training.score import score_candidates, score_store
+        from training.score_cache import open_cache
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
+        before = prepared or Path("data") / settings.name / "finetune"
+        stores = open_stores(before if candidates else folder, settings.finetune.sources)
+        opened = open_cross_encoder(name, torch.device(device_alone()), settings.teach.max_tokens)
+        window = range(settings.mine.rank_from, settings.mine.rank_to)
+        with open_cache(cache or cache_of(settings), identity_of(name, settings.teach)) as kept:
+            for store in stores:
+                if candidates:
+                    score_candidates(store, found_for(store, folder), window, opened, kept, settings.teach)
+                else:
+                    score_store(store, opened, kept, settings.teach)
         typer.echo(f"{folder}")
 
 
@@ -279,6 +415,62 @@ def _run_stage(
     typer.echo(f"{run / 'latest'}")
 
 
+@cli.command("run")
+def run_all(
+    config: Config,
+    data: Data = None,
+    out: Annotated[
+        Path, typer.Option(help="Where data/, runs/ and model_repo/ are made.", show_default="here")
+    ] = Path(),
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train together, one a GPU.")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="Print the commands, and run none.")] = False,
+) -> None:
+    """Every stage of CONFIG, from pairs to an evaluated, exported version. Typed again, it goes on where it stopped."""
+    with one_line_errors():
+        from training.config import load_config
+        from training.pipeline import run, steps_of
+
+        folder, settings = data_folder(data), load_config(config)
+        steps = steps_of(settings, config, folder, out)
+        if show:
+            for step in steps:
+                typer.echo(step.written(processes))
+            return
+        finished = run(steps, settings, out / "runs" / settings.name, processes=processes, say=typer.echo)
+    if not finished:
+        typer.echo("stopped before its end; the same command goes on", err=True)
+        raise typer.Exit(STOPPED)
+
+
+@cli.command()
+def ablate(
+    config: Config,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of its runs; runs/NAME/ablation by default.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Times that each way of training is repeated.")] = 3,
+) -> None:
+    """What each part of the recipe adds: CONFIG trained with and without it, measured, with intervals."""
+    with one_line_errors():
+        folder = data_folder(data)
+        from training.ablate import ablate as run_ablation
+        from training.ablation_report import effects_of, markdown
+        from training.config import load_config
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        settings = load_config(config)
+        runs = out or Path("runs") / settings.name / "ablation"
+        results = run_ablation(settings, data=folder, out=runs, seeds=range(1, seeds + 1))
+        if results is not None:
+            table = markdown(results, effects_of(results))
+            (runs / "ablation.md").write_text(table, encoding="utf-8")
+    if results is None:
+        typer.echo("stopped before its end; the same command goes on", err=True)
+        raise typer.Exit(STOPPED)
+    typer.echo(table)
+
+
 @cli.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint in the Sentence Transformers layout.")],
@@ -330,20 +522,105 @@ def evaluate(
     precision: Annotated[PrecisionChoice, typer.Option(help="What it computes in.")] = PrecisionChoice.fp32,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 takes all cores.")] = 0,
 ) -> None:
-    """Score a model on bitext mining, semantic similarity and retrieval."""
+    """Score a model on bitext mining, similarity, retrieval, classification and clustering."""
     with one_line_errors():
         folder = data_folder(data)
-        from training.evaluate import PROTOCOLS, as_json, choose_sets, open_model, table
+        from training.evaluate import choose_sets, open_model
         from training.evaluate import evaluate as run_evaluation
+        from training.protocol import PROTOCOLS
+        from training.result import check_place, measures_of, table, write_result
 
+        if json is not None:
+            check_place(json)
         sets = choose_sets([task for task in tasks.split(",") if task], quick=quick)
         opened = open_model(model, engine=engine.value, precision=precision.value, threads=threads, progress=True)
-        typer.echo(f"{opened.name}, {opened.engine}, protocol {protocol.value}\n")
+        identity = opened.system.identity
+        typer.echo(f"{identity.name}, {identity.engine}, protocol {protocol.value}\n")
         result = run_evaluation(
-            opened, folder, sets, PROTOCOLS[protocol.value], lambda done, scores: typer.echo(table(done, scores))
+            opened.system,
+            folder,
+            sets,
+            PROTOCOLS[protocol.value],
+            lambda done, scored: typer.echo(table(done, measures_of(scored))),
         )
         if json is not None:
-            json.write_text(as_json(result), encoding="utf-8")
+            write_result(json, result)
+
+
+Results = Annotated[list[Path], typer.Argument(help="JSON files written by `evaluate --json`.")]
+OneResult = Annotated[Path, typer.Argument(help="A JSON file written by `evaluate --json`.")]
+
+
+@cli.command()
+def compare(first: OneResult, second: OneResult) -> None:
+    """Test the difference of two results, set by set, by a paired bootstrap over the examples."""
+    with one_line_errors():
+        from training.compare import compare as compare_results
+        from training.compare import describe
+        from training.result import read_result
+
+        one, other = read_result(first), read_result(second)
+        found = compare_results(one, other)
+        typer.echo(describe(found, *(f"{each.system.name}, {each.system.engine}" for each in (one, other))), nl=False)
+
+
+@cli.command()
+def report(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="Folder of the page and its figures.")] = Path("report"),
+) -> None:
+    """Write results side by side: a page with tables, figures and the audit of languages."""
+    with one_line_errors():
+        from training.report import write_report
+        from training.result import read_result
+
+        typer.echo(f"{write_report([read_result(each) for each in results], out)}")
+
+
+@cli.command()
+def audit(
+    result: OneResult,
+    before: Annotated[
+        Path | None, typer.Option(help="An earlier result, such as before quantisation.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A folder with tokenizer.json: what each language costs.", show_default=False)
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Say how well each language is served: the worst, groups, what changed, and tokens per character."""
+    with one_line_errors():
+        from service.recipe.tokens import load_tokenizer
+        from training.audit import audit as audit_result
+        from training.audit import (
+            describe_audit,
+            describe_drops,
+            describe_tokens,
+            drops,
+            texts_by_language,
+            tokens_per_character,
+        )
+        from training.result import read_result
+
+        texts = {} if model is None else texts_by_language(data_folder(data))
+        measured = read_result(result)
+        typer.echo(describe_audit(audit_result(measured)))
+        if before is not None:
+            typer.echo(describe_drops(drops(read_result(before), measured)))
+        if model is not None:
+            tokenizer = load_tokenizer(model / "tokenizer.json")
+            costs = {name: tokens_per_character(tokenizer, each) for name, each in texts.items()}
+            typer.echo(describe_tokens(costs), nl=False)
+
+
+def teacher_of(settings: "ModelConfig", given: str) -> str:
+    """The re-ranker that is asked: the one that is named, or the one that was trained here."""
+    return given or settings.teach.teacher or str(Path("runs") / settings.name / "teach" / "latest")
+
+
+def cache_of(settings: "ModelConfig") -> Path:
+    """Where the scores of a model's teachers are kept."""
+    return Path("data") / settings.name / "scores.sqlite3"
 
 
 def data_folder(given: Path | None) -> Path:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -101,16 +101,22 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     manifest: dict[str, object],
     state: Mapping[str, object],
-    prompts: Prompts = E5_PROMPTS,
+    write_layout: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `out/step_NNNNNN` whole or not at all, point `out/latest` at it, drop the state of older ones."""
+    """Write `out/step_NNNNNN` whole or not at all, point `out/latest` at it, drop the state of older ones.
+
+    write_layout: what other libraries read beside model and tokenizer; by default that of Sentence Transformers.
+    """
     folder = out / f"step_{step:06d}"
     unfinished = out / f".{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     bert.save_pretrained(unfinished)
     tokenizer.save(str(unfinished / "tokenizer.json"), pretty=False)
-    write_sentence_transformers_files(unfinished, bert.config.hidden_size, prompts)
+    if write_layout is None:
+        write_sentence_transformers_files(unfinished, bert.config.hidden_size)
+    else:
+        write_layout(unfinished)
     weights = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
     write_json(unfinished / MANIFEST_FILE, {**manifest, "weights_sha256": weights})
     torch.save(state, unfinished / STATE_FILE)

@@ -50,18 +50,18 @@ class Collator:
         self._tokenizer, self._prompts = tokenizer, prompts
         self._pad_id, self._max_tokens, self._chunk_tokens = pad_id, max_tokens, chunk_tokens
 
-    def collate(self, pairs: Sequence[PairRow], roles: tuple[Role, Role]) -> Collated:
-        """pairs: each with as many negatives.
+    def collate(self, pairs: Sequence[PairRow], roles: Sequence[tuple[Role, Role]]) -> Collated:
+        """pairs: each with as many negatives.   roles: of each pair's query, and of its passages.
 
         On an instruct model queries carry the pair's instruction, and so does the other side of symmetric pairs, whose
         roles are both "query"; without one the generic one of these roles. Other models have no use for it.
         """
         texts, keys = [], []
-        generic = "similarity" if roles == ("query", "query") else "query"
-        for pair in pairs:
+        for pair, (asked, found) in zip(pairs, roles, strict=True):
+            generic = "similarity" if asked == found == "query" else "query"
             instruction = (pair.instruction or None) if self._prompts.instruct else None
-            sides = [(pair.query, roles[0]), (pair.positive, roles[1])]
-            sides += [(text, roles[1]) for text in pair.negatives]
+            sides = [(pair.query, asked), (pair.positive, found)]
+            sides += [(text, found) for text in pair.negatives]
             texts += [
                 format_text(text, self._prompts, role, instruction=instruction, input_type=generic)
                 for text, role in sides

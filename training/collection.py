@@ -5,6 +5,7 @@ Texts are sorted by length before they are batched, so that padding stays small,
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,15 @@ from service.recipe.tokens import TokenBatch, pad, tokenize
 
 Vectors = NDArray[np.float32]
 Run = Callable[[TokenBatch], Vectors]
-# None: the text as it stands, without a prompt.
-Embed = Callable[[Sequence[str], Role | None], Vectors]
+
+
+class Embed(Protocol):
+    """Texts to unit vectors, float32[N, D], in their order."""
+
+    def __call__(self, texts: Sequence[str], role: Role | None, instruction: str | None = None) -> Vectors:
+        """role: None is a text as it stands, without a prompt.   instruction: for models that take one."""
+        ...
+
 
 # Enough rows to fill the arithmetic units, few enough that the activations of a batch stay in the cache.
 BATCH_TOKENS = 4096
@@ -33,18 +41,30 @@ class Recipe:
     max_tokens: int
     pad_id: int
 
-    def rows(self, texts: Iterable[str], role: Role | None) -> list[NDArray[np.int32]]:
-        """Token ids of each text, its role's prompt in front."""
-        prompted = [PromptedText(t, "query", 0) if role is None else format_text(t, self.prompts, role) for t in texts]
+    def rows(self, texts: Iterable[str], role: Role | None, instruction: str | None = None) -> list[NDArray[np.int32]]:
+        """Token ids of each text, its role's prompt in front; a model that takes no instruction ignores it."""
+        told = instruction if self.prompts.instruct else None
+        prompted = [
+            PromptedText(text, "query", 0)
+            if role is None
+            else format_text(text, self.prompts, role, instruction=told if role == "query" else None)
+            for text in texts
+        ]
         return [tokens.ids for tokens in tokenize(self.tokenizer, prompted, self.max_tokens)]
 
 
 def embed_collection(
-    run: Run, recipe: Recipe, texts: Sequence[str], role: Role | None, *, progress: bool = False
+    run: Run,
+    recipe: Recipe,
+    texts: Sequence[str],
+    role: Role | None,
+    instruction: str | None = None,
+    *,
+    progress: bool = False,
 ) -> Vectors:
     """Vectors of the texts, in their order.   Returns float32[N, D]."""
     distinct, position = _distinct(texts)
-    rows = recipe.rows(distinct, role)
+    rows = recipe.rows(distinct, role, instruction)
     # None: a bar on a terminal, silence in a log file.
     hidden = None if progress else True
     with tqdm(total=sum(map(len, rows)), unit="token", unit_scale=True, leave=False, disable=hidden) as bar:

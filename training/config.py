@@ -38,6 +38,8 @@ class SourceConfig(Section):
     negatives: str = "negative"
     # Of a cross-encoder: of the positive, then of each negative.
     scores: str = "scores"
+    # Short answers, a text or a list of them: a passage that holds one is no hard negative.
+    answers: str = "answers"
     # A column, or with "=" before it the language of every pair.
     language: str = "lang"
     # The task, for instruct models: of every pair, or wordings of which each visit draws one.
@@ -72,6 +74,9 @@ class FilterConfig(Section):
     characters_max: int = Field(default=4000, gt=1)
     # Of two translations one is not this many times as long as the other; other pairs may be.
     length_ratio_max: float = Field(default=6.0, gt=1)
+    # Of a text's letters so many are of its language's scripts, where these are known. Low, for names and terms are
+    # often written in another script: a text of another language has none.
+    script_share_min: float = Field(default=0.2, ge=0, le=1)
     # Languages kept, by the name in the data; none means all.
     languages: list[str] = []
 
@@ -84,6 +89,9 @@ class MixtureConfig(Section):
     source_exponent: float = Field(default=1.0, ge=0, le=1)
     # Our choice: XLM-R's 0.3 is for learning to write a language, to align one takes less.
     language_exponent: float = Field(default=0.5, ge=0, le=1)
+    # The report does not say. Off: each row of a batch is drawn by the same shares, with as many hard negatives as the
+    # poorest source in the batch has, and a teacher where every source in it is scored.
+    one_source_a_batch: bool = True
 
 
 class StageConfig(Section):
@@ -145,6 +153,49 @@ class InstructConfig(FinetuneConfig):
     generic_instruction_share: float = Field(default=0.0, ge=0, le=1)
 
 
+class ConsistencyConfig(Section):
+    """Which weak pairs a model finds right: English E5's numbers (arXiv 2212.03533), as contrastors has them too."""
+
+    # The passage is among so many nearest …
+    top: int = Field(default=2, gt=0)
+    # … of so many that are drawn from its source.
+    passages: int = Field(default=1_000_000, gt=0)
+    # From its language alone where that has so many; our choice, English E5 has one language.
+    language_passages_min: int = Field(default=10_000, gt=0)
+
+
+class TeachConfig(Section):
+    """The cross-encoder whose ranking the second stage learns.
+
+    Published for SimLM's, whose code the report's author names: learning rate, epochs, length, 64 passages a query of
+    which the hardest quarter is learnt from, R-Drop. The report does not publish mE5's; the rest is our choice.
+    """
+
+    # A re-ranker with one label, a folder or a repository of the hub, in place of one that is trained here.
+    teacher: str = ""
+    # Queries of a batch, each with its own passages.
+    batch_queries: int = Field(default=64, gt=1)
+    epochs: int = Field(default=3, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0)
+    # Of a query, others at each visit; fewer where some row has fewer.
+    negatives: int = Field(default=63, gt=0)
+    # One in so many of a query's passages is learnt from: the positive, and those that are scored highest.
+    forward_factor: int = Field(default=4, gt=0)
+    # The weight of the divergence between two readings with other dropout (R-Drop, arXiv 2106.14448); 0 reads once.
+    r_drop: float = Field(default=1.0, ge=0)
+    # Of query and passage together.
+    max_tokens: int = Field(default=192, gt=8, le=512)
+    warmup_steps: int = Field(default=1000, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_norm_max: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    # Read at a time, with padding; a query's passages are never divided. Memory is in proportion.
+    chunk_tokens: int = Field(default=32_768, gt=0)
+    mixture: MixtureConfig = MixtureConfig(source_cap=None, language_exponent=1.0)
+    save_every_steps: int = Field(default=500, gt=0)
+    log_every_steps: int = Field(default=10, gt=0)
+
+
 class MineConfig(Section):
     """Hard negatives. mE5's are not published; the rules are those that others have shown to work, the numbers ours."""
 
@@ -157,6 +208,15 @@ class MineConfig(Section):
     # A candidate's cosine is at most the positive's less this share of it, and less this.
     relative_margin: float = Field(default=0.05, ge=0, lt=1)
     absolute_margin: float = Field(default=0.0, ge=0)
+    # Whose passages: any, or those of the query's own language.
+    languages: Literal["any", "same"] = "any"
+    # A candidate that holds one of the source's answers is dropped, or becomes another positive of the query, as SimLM
+    # does for NQ, or is kept.
+    answer: Literal["drop", "positive", "keep"] = "drop"
+    # Of one query at most.
+    positives_added: int = Field(default=3, gt=0)
+    # A candidate's score by the teacher is below the positive's less this. None does not ask the teacher.
+    teacher_margin: float | None = None
     # Kept a query, so that every visit of it finds others.
     negatives: int = Field(default=30, gt=0)
     # A query with fewer gets passages at random, so that a source's queries all have what the second stage wants.
@@ -171,6 +231,14 @@ class MineConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """What the finished model is measured on."""
+
+    # By name; none means all sets of the data folder.
+    sets: list[str] = []
+    protocol: Literal["paper", "mteb-current"] = "paper"
+
+
 class ModelConfig(Section):
     """All stages of one model."""
 
@@ -181,9 +249,12 @@ class ModelConfig(Section):
     # Where its tokenizer is, if elsewhere.
     tokenizer: str = ""
     pretrain: PretrainConfig = PretrainConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     mine: MineConfig = MineConfig()
+    teach: TeachConfig = TeachConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     instruct: InstructConfig = InstructConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":
         """The settings of one stage."""

@@ -10,7 +10,10 @@ Me5Error
     ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
     ├── EndpointFailed          the model that writes synthetic pairs can't be asked
-    ├── DataError               an evaluation set is missing or damaged
+    ├── DataError               an evaluation set is missing, damaged, or has nothing to measure
+    ├── BadResult               a result of `evaluate` that can't be read, or can't be compared with another one
+    ├── UnknownSystem           what is to be evaluated can't be opened, or doesn't fit the task
+    ├── ServerFailed            a server that is to be evaluated doesn't answer, or refuses
     └── ExportError             the version can't be written, or its vectors are not the checkpoint's
 """
 
@@ -56,7 +59,19 @@ class EndpointFailed(TrainingError):
 
 
 class DataError(TrainingError):
-    """An evaluation set is missing or damaged."""
+    """An evaluation set is missing, damaged, or has nothing to measure."""
+
+
+class BadResult(TrainingError):
+    """A result of `evaluate` that can't be read, or can't be compared with another one."""
+
+
+class UnknownSystem(TrainingError):
+    """What is to be evaluated can't be opened, or doesn't fit the task."""
+
+
+class ServerFailed(TrainingError):
+    """A server that is to be evaluated doesn't answer, or refuses."""
 
 
 class ExportError(TrainingError):

@@ -1,57 +1,38 @@
-"""How good a model is, on the sets of the data folder: bitext mining, semantic similarity, retrieval.
+"""How good a system is, on the sets of the data folder.
 
     python -m training evaluate model_repo/me5_nano/1 --data DATA --quick
     python -m training evaluate runs/nano/12000 --data DATA --tasks flores,xquad --json figures.json
 
-Takes a model version (computed by the gateway's own engine) or a checkpoint (computed by torch). A figure means little
-without the prompts it was made with, so every result carries its protocol, and the hashes of the model and the data.
+Takes a model version (computed by the gateway's own engine) or a checkpoint (computed by torch); `evaluate` itself asks
+any system through the protocol of `training.system` and nothing else. A figure means little without the prompts it was
+made with, so every result carries its protocol, and the hashes of the model and the data.
 """
 
-import hashlib
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from service.engine import Engine, open_engine, vectors_of
 from service.recipe.golden import Precision
-from service.recipe.prompts import Prompts, Role
-from service.recipe.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, file_sha256, load_spec
+from service.recipe.prompts import Prompts
+from service.recipe.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, file_sha256, graph_file, load_spec
 from service.recipe.tokens import load_tokenizer
-from training.collection import Embed, Recipe, Run, Vectors, embed_collection
+from training.collection import Embed, Recipe, Run, embed_collection
+from training.encoder_system import EncoderSystem, prompt_texts
 from training.errors import CheckpointError, DataError
-from training.eval_sets import EVAL_SETS, FLORES_CORE, QUICK, Bitext, EvalSet, Retrieval, Similarity, Subset
-from training.scores import bitext_scores, retrieval_scores, similarity_scores
+from training.eval_sets import EVAL_SETS, ON_REQUEST, QUICK
+from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Retrieval, Similarity, Subset
+from training.label_scores import classification_scores, clustering_scores, drawn_samples
+from training.protocol import Protocol, drawn_rows, sides, takes_instructions
+from training.scores import Scored, bitext_scores, retrieval_scores, similarity_scores
 from training.sentence_folder import read_sentence_folder
+from training.system import Identity, Nearness, Reading, Side, System
 
-FORMAT = 1
 EngineName = Literal["onnx", "openvino"]
-Scores = dict[str, dict[str, float]]  # subset → measure → value
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Which role each side of a task has; None is a text without any prompt."""
-
-    name: str
-    bitext: Role | None
-    similarity: Role | None
-    question: Role
-    document: Role
-
-
-PROTOCOLS = {
-    # The mE5 paper and unilm/e5: "query: " on both sides for everything but retrieval.
-    "paper": Protocol("paper", bitext="query", similarity="query", question="query", document="passage"),
-    # mteb's present registration of mE5: prompts for retrieval only. Published figures of both kinds are about.
-    "mteb-current": Protocol("mteb-current", bitext=None, similarity=None, question="query", document="passage"),
-}
+# Of nearness that is held at once: 64 MiB.
+BLOCK_CELLS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -59,24 +40,39 @@ class MeasuredModel:
     """A model ready to embed, and what identifies it.
 
     name: the last two parts of its path, for the rest means nothing on another machine.   files: name → SHA-256.
+    details: what else is known, such as `bytes`, the size of the weights' file.
     """
 
     name: str
     engine: str
+    dtype: str
     prompts: Prompts
     max_tokens: int
     files: dict[str, str]
     embed: Embed
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def system(self) -> EncoderSystem:
+        """The model as something that can be evaluated."""
+        prompts = prompt_texts(self.prompts)
+        engine = f"{self.engine} {self.dtype}"
+        identity = Identity(self.name, engine, self.dtype, prompts, self.max_tokens, self.files, self.details)
+        return EncoderSystem(identity, self.embed)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that a figure depends on, and the figures."""
+    """Everything that a figure depends on, and the figures.
 
-    model: MeasuredModel
+    data: file → SHA-256.   scored: set → subset → its measures.
+    """
+
+    system: Identity
     protocol: Protocol
     data: dict[str, str]
-    scores: dict[str, Scores]
+    sets: tuple[EvalSet, ...]
+    scored: dict[str, dict[str, Scored]]
 
 
 def open_model(
@@ -86,25 +82,40 @@ def open_model(
     precision: Precision = "fp32",
     threads: int = 0,
     progress: bool = False,
+    device: str = "cpu",
 ) -> MeasuredModel:
-    """A model version by the gateway's engine, or a checkpoint by torch in float32; told apart by their files."""
+    """A model version by the gateway's engine, or a checkpoint by torch in float32; told apart by their files.
+
+    device: that torch computes on.
+    """
     if (folder / SPEC_FILE).is_file() and (folder / MODEL_FILE).is_file():
         spec = load_spec(folder)
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), spec.prompts, spec.max_tokens, spec.pad_id)
-        opened = open_engine(folder, spec, engine=engine, precision=precision, threads=threads)
-        run, name, files = _run_of(opened), f"{engine} {precision}", spec.files
+        run = _run_of(open_engine(folder, spec, engine=engine, precision=precision, threads=threads))
+        files = spec.files
+        computed: tuple[str, str] = (engine, precision)
+        weights, details = graph_file(folder, spec, engine, precision), {"weights": str(spec.weights)}
     elif (folder / "config.json").is_file():
         # Here and not above: a model version is measured without torch.
         from training.sentence_model import load_sentence_model, torch_run
 
         facts = read_sentence_folder(folder)
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), facts.prompts, facts.max_tokens, facts.pad_id)
-        run, name = torch_run(load_sentence_model(folder), threads), "torch fp32"
+        model, weights = load_sentence_model(folder).to(device), folder / "model.safetensors"
+        run, computed = torch_run(model, threads), ("torch", "fp32")
         files = {file: file_sha256(folder / file) for file in ("config.json", "model.safetensors", TOKENIZER_FILE)}
+        details = {"parameters": str(sum(each.numel() for each in model.parameters()))}
     else:
         raise CheckpointError(f"{folder} is neither a model version ({SPEC_FILE}, {MODEL_FILE}) nor a checkpoint")
+    name = "/".join(folder.resolve().parts[-2:])
     embed = partial(embed_collection, run, recipe, progress=progress)
-    return MeasuredModel("/".join(folder.resolve().parts[-2:]), name, recipe.prompts, recipe.max_tokens, files, embed)
+    details["bytes"] = str(_stored_bytes(weights))
+    return MeasuredModel(name, *computed, recipe.prompts, recipe.max_tokens, files, embed, details)
+
+
+def _stored_bytes(weights: Path) -> int:
+    """Of a file and of those beside it that hold the rest of its weights, such as model.onnx.data."""
+    return sum(path.stat().st_size for path in weights.parent.glob(f"{weights.name}*"))
 
 
 def _run_of(engine: Engine) -> Run:
@@ -112,126 +123,110 @@ def _run_of(engine: Engine) -> Run:
 
 
 def choose_sets(names: Sequence[str], *, quick: bool) -> tuple[EvalSet, ...]:
-    """The sets by name; without names all of them, or the quick three."""
+    """The sets by name; without names all that every data folder has, or the quick three."""
     if unknown := [name for name in names if name not in EVAL_SETS]:
         raise DataError(f"no evaluation set named {', '.join(unknown)}; there are {', '.join(EVAL_SETS)}")
     available = {eval_set.name: eval_set for eval_set in QUICK} if quick else {}
     if names:
         return tuple(available.get(name, EVAL_SETS[name]) for name in names)
-    return QUICK if quick else tuple(EVAL_SETS.values())
+    return QUICK if quick else tuple(each for each in EVAL_SETS.values() if each not in ON_REQUEST)
 
 
 def evaluate(
-    model: MeasuredModel,
+    system: System,
     data: Path,
     sets: Sequence[EvalSet],
     protocol: Protocol,
-    scored: Callable[[EvalSet, Scores], None] | None = None,
+    scored: Callable[[EvalSet, dict[str, Scored]], None] | None = None,
 ) -> Evaluation:
-    """Score the model on each set; `scored` is told each result as soon as it is there."""
+    """Score the system on each set; `scored` is told each result as soon as it is there."""
     # All files are read before the first text is embedded: a missing one must not show after half an hour.
     hashes = {file: _data_sha256(data / file) for eval_set in sets for file in eval_set.files}
-    scores: dict[str, Scores] = {}
+    found: dict[str, dict[str, Scored]] = {}
     for eval_set in sets:
-        scores[eval_set.name] = score_set(model.embed, data, eval_set, protocol)
+        found[eval_set.name] = score_set(system, data, eval_set, protocol)
         if scored is not None:
-            scored(eval_set, scores[eval_set.name])
-    return Evaluation(model, protocol, hashes, scores)
+            scored(eval_set, found[eval_set.name])
+    return Evaluation(system.identity, protocol, hashes, tuple(sets), found)
 
 
-def score_set(embed: Embed, data: Path, eval_set: EvalSet, protocol: Protocol) -> Scores:
-    """The measures of one set, subset by subset."""
-    subsets = eval_set.read(data)
-    # All texts of a role are embedded together, so that texts of like length meet across the subsets.
-    texts: dict[Role | None, list[str]] = defaultdict(list)
-    for subset in subsets.values():
-        for role, side in sides(subset, protocol):
-            texts[role] += side
-    vectors = {role: embed(collected, role) for role, collected in texts.items()}
-    used: Counter[Role | None] = Counter()
-    scores: Scores = {}
+def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol) -> dict[str, Scored]:
+    """The measures of one set, subset by subset. Raises DataError where the set has nothing to measure."""
+    try:
+        subsets = eval_set.read(data)
+    except (KeyError, ValueError) as error:
+        reason = f"lacks the field {error}" if isinstance(error, KeyError) else f"can't be read: {error}"
+        raise DataError(f"{eval_set.name}: a line of {', '.join(eval_set.files)} {reason}") from error
+    if not subsets:
+        raise DataError(f"{eval_set.name}: {data / eval_set.files[0]} holds nothing")
+    instruction = eval_set.instruction if takes_instructions(system.identity) else None
+    asked = {name: questions(subset, protocol, instruction) for name, subset in subsets.items()}
+    for name, each in asked.items():
+        if not all(side.texts for question in each for side in question):
+            raise DataError(f"{eval_set.name}, {name}: no texts in {', '.join(eval_set.files)}")
+    # Each side once: what is read twice would count twice where words are counted.
+    read = {id(side): side for each in asked.values() for question in each for side in question}
+    reading = system.read(list(read.values()))
+    found = {}
     for name, subset in subsets.items():
-        left, right = (_take(vectors[role], used, role, len(side)) for role, side in sides(subset, protocol))
-        scores[name] = score(subset, left, right)
-    return scores
-
-
-def sides(subset: Subset, protocol: Protocol) -> list[tuple[Role | None, list[str]]]:
-    """The two lists of texts of a subset, and the role each has."""
-    match subset:
-        case Bitext(sources, targets):
-            return [(protocol.bitext, sources), (protocol.bitext, targets)]
-        case Similarity(firsts, seconds, _):
-            return [(protocol.similarity, firsts), (protocol.similarity, seconds)]
-        case Retrieval(queries, documents, _):
-            return [(protocol.question, queries), (protocol.document, documents)]
-
-
-def score(subset: Subset, left: Vectors, right: Vectors) -> dict[str, float]:
-    """The measures of one subset, from the vectors of its two sides."""
-    match subset:
-        case Bitext():
-            return bitext_scores(left, right)
-        case Similarity(judged=judged):
-            return similarity_scores(left, right, judged)
-        case Retrieval(relevant=relevant):
-            return retrieval_scores(left, right, relevant)
-
-
-def _take(vectors: Vectors, used: Counter[Role | None], role: Role | None, count: int) -> Vectors:
-    used[role] += count
-    return vectors[used[role] - count : used[role]]
-
-
-def means(scores: Scores, names: Sequence[str] = ()) -> dict[str, float]:
-    """Each measure averaged over the subsets, or over the named ones."""
-    chosen = [scores[name] for name in (names or scores)]
-    return {measure: float(np.mean([subset[measure] for subset in chosen])) for measure in chosen[0]}
-
-
-def summary(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """The averages of every set; FLORES also over the 13 core languages."""
-    found = {name: means(subsets) for name, subsets in scores.items()}
-    if scores.get("flores", {}).keys() >= set(FLORES_CORE):
-        found["flores-core"] = means(scores["flores"], FLORES_CORE)
+        try:
+            found[name] = score(subset, reading, asked[name])
+        except DataError as error:
+            raise DataError(f"{eval_set.name}, {name}: {error.message}") from error
     return found
 
 
-def table(eval_set: EvalSet, scores: Scores) -> str:
-    """One set as lines of text: a row for each subset, then the averages."""
-    measures = list(next(iter(scores.values())))
-    rows = [(name, [subset[measure] for measure in measures]) for name, subset in scores.items()]
-    averages = [("mean", means(scores))]
-    # English is what the starting model knows: its neighbours' mean says more.
-    if eval_set.name == "stsb" and "en" in scores and len(scores) > 1:
-        others = [name for name in scores if name != "en"]
-        averages.insert(0, (f"other {len(others)}", means(scores, others)))
-    if eval_set.name == "flores" and scores.keys() > set(FLORES_CORE):
-        averages.insert(0, (f"mean of {len(FLORES_CORE)}", means(scores, FLORES_CORE)))
-    rows += [(name, [values[measure] for measure in measures]) for name, values in averages if len(scores) > 1]
-    head = f"{eval_set.name:<14}" + "".join(f"{measure:>12}" for measure in measures)
-    return "\n".join([head, *(f"{name:<14}" + "".join(f"{value:>12.4f}" for value in row) for name, row in rows), ""])
+def questions(
+    subset: Subset, protocol: Protocol, instruction: str | None = None, cells: int = BLOCK_CELLS
+) -> list[list[Side]]:
+    """What a system is asked about a subset: lists of sides, the last of which is searched where there is a search.
+
+    Those that search are in parts whose nearness to all that is searched has so many cells. A bitext may be searched
+    both ways.
+    """
+    lists = sides(subset, protocol, instruction)
+    match subset:
+        case Bitext(one_way=one_way):
+            sources, targets = lists
+            ways = [(sources, targets)] if one_way else [(sources, targets), (targets, sources)]
+            return [[*_parts(asking, asked, cells), asked] for asking, asked in ways]
+        case Retrieval():
+            queries, documents = lists
+            return [[*_parts(queries, documents, cells), documents]]
+        case _:
+            return [lists]
 
 
-def as_json(result: Evaluation) -> str:
-    """The evaluation as a JSON document, complete enough to be compared with another one."""
-    protocol = asdict(result.protocol)
-    document = {
-        "format": FORMAT,
-        "model": {
-            "name": result.model.name,
-            "engine": result.model.engine,
-            "prompts": asdict(result.model.prompts),
-            "max_tokens": result.model.max_tokens,
-            "files": result.model.files,
-        },
-        "protocol": {**protocol, "sha256": hashlib.sha256(json.dumps(protocol).encode()).hexdigest()},
-        "data": result.data,
-        "versions": {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "tokenizers")},
-        "means": summary(result.scores),
-        "scores": result.scores,
-    }
-    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+def _parts(asking: Side, asked: Side, cells: int) -> list[Side]:
+    rows = max(1, cells // max(1, len(asked.texts)))
+    if len(asking.texts) <= rows:
+        return [asking]
+    return [replace(asking, texts=asking.texts[at : at + rows]) for at in range(0, len(asking.texts), rows)]
+
+
+def score(subset: Subset, reading: Reading, asked: Sequence[Sequence[Side]]) -> Scored:
+    """The measures of one subset, by what the system says to its questions."""
+    match subset:
+        case Bitext():
+            return bitext_scores(*(_blocks(reading, question) for question in asked))
+        case Similarity(judged=judged):
+            firsts, seconds = asked[0]
+            return similarity_scores(reading.pair_nearness(firsts, seconds), judged)
+        case Retrieval(relevant=relevant):
+            return retrieval_scores(_blocks(reading, asked[0]), relevant)
+        case Classification():
+            places = {row: place for place, row in enumerate(drawn_rows(subset))}
+            samples = [[places[row] for row in rows] for rows in drawn_samples(subset.train_labels)]
+            learned = [subset.train_labels[row] for row in places]
+            train, test = (reading.features(side) for side in asked[0])
+            return classification_scores(train, learned, samples, test, subset.labels)
+        case Clustering(labels=labels):
+            return clustering_scores(reading.features(asked[0][0]), labels)
+
+
+def _blocks(reading: Reading, question: Sequence[Side]) -> Iterator[Nearness]:
+    *parts, searched = question
+    return (reading.nearness(part, searched) for part in parts)
 
 
 def _data_sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import DataError
-from training.eval_sets import FLORES
+from training.eval_reading import FLORES
 
 # Parallel news in 128 languages, in the data folder's training part.
 NTREX = "train/translation_ntrex128.jsonl.gz"

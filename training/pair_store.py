@@ -1,6 +1,6 @@
 """Prepared pairs on disk: one folder a source, rows language by language, any row found by its number.
 
-    pairs.jsonl    {"query", "positive", "negatives", "scores"} a line, and "instruction" where the pair has its own
+    pairs.jsonl    {"query", "positive", "negatives", "scores", "answers"} a line, and "instruction" where there is one
     offsets.u64    where each line begins, and where the last one ends
     source.json    languages with their rows, roles, hashes, what was left out and why
 
@@ -35,13 +35,15 @@ class PairRow:
     """A query, the passage that belongs to it, and passages that look right and are wrong.
 
     scores: a cross-encoder's, of the query with its positive and then with each negative; none where nobody was asked.
-    instruction: the task, for instruct models; "" where the pair has none of its own.
+    answers: short ones, that a right passage holds.   instruction: the task, for instruct models; "" where the pair has
+    none of its own.
     """
 
     query: str
     positive: str
     negatives: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
     instruction: str = ""
 
 
@@ -168,7 +170,7 @@ def write_store(
             negatives=tally.negatives or 0,
             scored=tally.scored,
             settings=settings,
-            dropped={**dropped, "duplicate": duplicates},
+            dropped={**dropped, "duplicate": dropped.get("duplicate", 0) + duplicates},
             pairs_sha256=_sha256(staging / PAIRS_FILE),
             offsets_sha256=_sha256(staging / OFFSETS_FILE),
         )

@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import orjson
 from tqdm import tqdm
 
 from training.config import FilterConfig, SourceConfig
-from training.data import MANIFEST_FILE, is_licence_open, read_sources
+from training.data import MANIFEST_FILE, is_licence_open, read_sources, split_languages
 from training.errors import BadTrainingData
 from training.pair_store import ABOUT_FILE, About, PairRow, PairStore, write_store
+from training.scripts import is_written_in
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ def kept(
             continue
         limit = filters.characters_max
         negatives = [text[:limit] for text in row.negatives]
-        yield language, PairRow(row.query[:limit], row.positive[:limit], negatives, row.scores, row.instruction)
+        yield language, replace(row, query=row.query[:limit], positive=row.positive[:limit], negatives=negatives)
         read += 1
         if read == source.pairs_max:
             return
@@ -111,8 +113,7 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
 
     fixed = source.language.startswith("=")
     language = source.language[1:] if fixed else str(_column(place, record, source.language))
-    wrong = record.get(source.negatives) or []
-    negatives = [wrong] if isinstance(wrong, str) else [str(item) for item in wrong if item]
+    negatives, answers = (_texts(record.get(column)) for column in (source.negatives, source.answers))
     try:
         scores = [float(score) for score in record.get(source.scores) or []]
     except (TypeError, ValueError) as error:
@@ -123,7 +124,12 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
             "one for each negative"
         )
     instruction = str(record.get(source.instruction_column) or "").strip()
-    return language, PairRow(text(source.query), text(source.positive), negatives, scores, instruction)
+    return language, PairRow(text(source.query), text(source.positive), negatives, scores, answers, instruction)
+
+
+def _texts(found: Any) -> list[str]:
+    """A column that holds one text, some, or nothing."""
+    return [found] if isinstance(found, str) else [str(item) for item in found or [] if item]
 
 
 def _column(place: str, record: Record, column: str) -> Any:
@@ -137,6 +143,9 @@ def why_not(language: str, row: PairRow, filters: FilterConfig, *, symmetric: bo
     """The reason to drop a pair, or None."""
     if filters.languages and language not in filters.languages:
         return "language"
+    sides = zip((row.query, row.positive), split_languages(language), strict=True)
+    if not all(is_written_in(text, side, filters.script_share_min) for text, side in sides):
+        return "script"
     shorter, longer = sorted((len(row.query), len(row.positive)))
     if shorter < filters.characters_min:
         return "short"

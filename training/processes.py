@@ -53,6 +53,11 @@ class Processes:
             dist.destroy_process_group()
 
 
+def device_alone() -> str:
+    """What a command of one process computes on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def join_processes() -> Processes:
     """Join the group that torchrun's variables describe; without them this process is alone."""
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from service.recipe.prompts import Prompts
 from training.checkpoint import load_state, save_checkpoint, write_json
 from training.errors import RunExists, SettingsChanged, TrainingError
 
@@ -59,15 +58,15 @@ class RunFolder:
         step: int,
         model: PreTrainedModel,
         tokenizer: Tokenizer,
-        prompts: Prompts,
         state: Mapping[str, object],
         identity: Mapping[str, object],
         extra: Mapping[str, object],
+        write_layout: Callable[[Path], None] | None = None,
     ) -> None:
         """Write a checkpoint whole or not at all. Raises TrainingError where the disk has no room."""
         manifest = {**identity, **extra, "step": step, "made_with": surroundings()}
         try:
-            save_checkpoint(self.path, step, model, tokenizer, manifest, state, prompts)
+            save_checkpoint(self.path, step, model, tokenizer, manifest, state, write_layout)
         except (OSError, RuntimeError) as error:
             # PyTorch reports a full disk as a RuntimeError of its own.
             raise TrainingError(

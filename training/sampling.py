@@ -1,4 +1,4 @@
-"""Which pairs make up which global batch: one source a batch, sources and languages by temperature.
+"""Which pairs make up which global batch: one source a batch or all mixed, sources and languages by temperature.
 
 A batch is a function of (seed, step) alone. Processes take slices of it, so what is trained on does not depend on how
 many there are.
@@ -36,9 +36,12 @@ class SourceShape:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """source: its number.   rows: int64[B], row numbers of that source, repeated where it has fewer rows than B."""
+    """sources: int64[B], the number of each row's, mostly the same.   rows: int64[B], their numbers in their sources.
 
-    source: int
+    A row comes again in a batch where its source has fewer than the batch takes.
+    """
+
+    sources: NDArray[np.int64]
     rows: NDArray[np.int64]
 
 
@@ -71,12 +74,13 @@ class Sampler:
         steps: int,
         language_exponent: float,
         seed: int,
+        one_source_a_batch: bool = True,
     ) -> None:
         """odds: float64[S], of the sources.   steps: of the run.   language_exponent: a language's share of its source
-        is its rows to it.
+        is its rows to it.   one_source_a_batch: the sources' turns are batches; otherwise rows.
         """
         self.batch_pairs = batch_pairs
-        self._seed = seed
+        self._seed, self._one_source = seed, one_source_a_batch
         self._steps = steps
         self._sources = Turns(odds)
         self._languages = []
@@ -98,13 +102,22 @@ class Sampler:
 
     def batch(self, step: int) -> GlobalBatch:
         """The pairs of one step."""
-        sources, batches_before = self.source_of(np.array([step], dtype=np.int64))
-        source = int(sources[0])
-        first = int(batches_before[0]) * self.batch_pairs
-        languages, ranks = self._languages[source].of(np.arange(first, first + self.batch_pairs, dtype=np.int64))
+        if self._one_source:
+            (source,), (batches_before,) = self.source_of(np.array([step], dtype=np.int64))
+            sources = np.full(self.batch_pairs, source)
+            drawn = int(batches_before) * self.batch_pairs + np.arange(self.batch_pairs, dtype=np.int64)
+        else:
+            sources, drawn = self._sources.of(step * self.batch_pairs + np.arange(self.batch_pairs, dtype=np.int64))
+        rows = np.empty(self.batch_pairs, dtype=np.int64)
+        for source in np.unique(sources):
+            rows[sources == source] = self._rows(int(source), drawn[sources == source])
+        # Sources and languages are dealt in turns: without this every process's slice would have its own pattern.
+        order = permuted(np.arange(self.batch_pairs), self.batch_pairs, key_of(self._seed, _SLICE_KEY, step))
+        return GlobalBatch(sources[order], rows[order])
+
+    def _rows(self, source: int, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of a source that are drawn as its first, second, …: int64[N] to int64[N]."""
+        languages, ranks = self._languages[source].of(drawn)
         sizes = self._sizes[source][languages]
         keys = key_of(self._seed, _ROW_KEY, source, languages, ranks // sizes)
-        rows = self._starts[source][languages] + permuted(ranks % sizes, sizes, keys)
-        # Languages are dealt in turns: without this every process's slice would have its own pattern of them.
-        order = permuted(np.arange(self.batch_pairs), self.batch_pairs, key_of(self._seed, _SLICE_KEY, step))
-        return GlobalBatch(source, rows[order])
+        return self._starts[source][languages] + permuted(ranks % sizes, sizes, keys)

@@ -63,14 +63,18 @@ def quiet_loading() -> Iterator[None]:
 
 
 def torch_run(model: SentenceModel, threads: int = 0) -> Callable[[TokenBatch], NDArray[np.float32]]:
-    """The model as a function of a batch, without gradients.   threads: torch's, 0 leaves them as they are."""
+    """The model as a function of a batch, without gradients, where its weights are.
+
+    threads: torch's, 0 leaves them as they are.
+    """
     if threads:
         torch.set_num_threads(threads)
+    device = next(model.parameters()).device
 
     def run(batch: TokenBatch) -> NDArray[np.float32]:
         with torch.inference_mode():
-            unit, _ = model(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
-        vectors: NDArray[np.float32] = unit.numpy()
+            unit, _ = model(torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.mask).to(device))
+        vectors: NDArray[np.float32] = unit.cpu().numpy()
         return vectors
 
     return run

@@ -1,13 +1,13 @@
 """The batches of a contrastive stage, as one process gets them: its rows of each global batch, tokenised ahead."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Prompts
+from training.ahead import made_ahead
 from training.backbone import Backbone
 from training.collate import Collated, Collator
 from training.config import FinetuneConfig, InstructConfig, StageConfig
@@ -17,16 +17,17 @@ from training.permutation import key_of, permuted
 from training.processes import Processes
 from training.sampling import Sampler, source_odds
 
-# Batches that are tokenised ahead of the one that is trained on.
-AHEAD = 2
+# Where a batch's rows come from several sources.
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """teacher: [b, 1 + K] scores of this process's rows, or None where nobody was asked."""
+    """teacher: [b, 1 + K] scores of this process's rows, or None where nobody was asked.   source: or MIXED."""
 
     collated: Collated
     teacher: torch.Tensor | None
+    source: str
 
 
 class StageBatches:
@@ -54,6 +55,7 @@ class StageBatches:
             steps=steps,
             language_exponent=mixture.language_exponent,
             seed=seed,
+            one_source_a_batch=mixture.one_source_a_batch,
         )
         self._collator = Collator(
             backbone.tokenizer,
@@ -65,29 +67,32 @@ class StageBatches:
 
     def of(self, step: int) -> Batch:
         """This process's rows of the step's batch."""
-        drawn = self._sampler.batch(step)
-        store = self._stores[drawn.source]
-        count, mine = negatives_of(self._stage, store), self._rows
+        drawn, mine = self._sampler.batch(step), self._rows
+        # Of the whole batch, so that every process's rows are alike.
+        stores = [self._stores[source] for source in np.unique(drawn.sources)]
+        count = min(negatives_of(self._stage, store) for store in stores)
+        taught = count > 0 and all(store.about.scored for store in stores)
         keys = key_of(self._seed, step, np.arange(mine.start, mine.stop)).tolist()
-        rows = store.rows(drawn.rows[mine.start : mine.stop])
-        chosen = [choose_negatives(row, count, key) for row, key in zip(rows, keys, strict=True)]
-        if isinstance(self._stage, InstructConfig):
-            source = self._stage.sources.get(store.about.name)
-            wordings, share = source.instruction if source else [], self._stage.generic_instruction_share
-            chosen = [choose_instruction(row, wordings, key, share) for row, key in zip(chosen, keys, strict=True)]
-        collated = self._collator.collate(chosen, (store.about.query_role, store.about.positive_role))
-        if not (count and store.about.scored):
-            return Batch(collated, None)
-        return Batch(collated, torch.tensor([row.scores for row in chosen], device=self._device))
+        chosen, roles = [], []
+        picked = slice(mine.start, mine.stop)
+        for source, number, key in zip(drawn.sources[picked], drawn.rows[picked, None], keys, strict=True):
+            store = self._stores[source]
+            chosen.append(self._instructed(choose_negatives(store.rows(number)[0], count, key), store, key))
+            roles.append((store.about.query_role, store.about.positive_role))
+        collated = self._collator.collate(chosen, roles)
+        scores = torch.tensor([row.scores for row in chosen], device=self._device) if taught else None
+        return Batch(collated, scores, stores[0].about.name if len(stores) == 1 else MIXED)
+
+    def _instructed(self, row: PairRow, store: PairStore, key: int) -> PairRow:
+        """The row with this visit's instruction, in the stage that has them."""
+        if not isinstance(self._stage, InstructConfig):
+            return row
+        source = self._stage.sources.get(store.about.name)
+        return choose_instruction(row, source.instruction if source else [], key, self._stage.generic_instruction_share)
 
     def ahead(self, steps: range) -> Iterator[Batch]:
-        """The batches of the steps, made in a thread while others are trained on."""
-        with ThreadPoolExecutor(1, "collate") as thread:
-            waiting = [thread.submit(self.of, step) for step in steps[:AHEAD]]
-            for step in steps:
-                if step + AHEAD < steps.stop:
-                    waiting.append(thread.submit(self.of, step + AHEAD))
-                yield waiting.pop(0).result()
+        """The batches of the steps."""
+        return made_ahead(self.of, steps)
 
 
 def prompts_of(stage: StageConfig) -> Prompts:

@@ -1,24 +1,23 @@
 """The contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
-from tqdm import tqdm
-
 from service.recipe.spec import file_sha256
 from training.backbone import load_backbone
+from training.checkpoint import write_sentence_transformers_files
 from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, StageConfig
-from training.errors import BadTrainConfig, TrainingError
+from training.errors import BadTrainConfig
 from training.loop import stop_on_signal
 from training.objective import Objective
 from training.pair_store import PairStore, hashes_of, open_stores
 from training.prepare import check_settings
-from training.processes import Processes, join_processes
+from training.processes import join_processes
 from training.run_folder import RunFolder
 from training.stage_batches import Batch, StageBatches, negatives_of, prompts_of
+from training.stage_loop import check_together, run_stage
 from training.step import Stepper, StepReport
 
 logger = logging.getLogger(__name__)
@@ -75,22 +74,39 @@ def train_stage(
         tell_of(stores, stage)
     batches = StageBatches(stage, stores, weights, backbone, steps=steps, seed=config.seed, processes=processes)
 
+    def write_layout(unfinished: Path) -> None:
+        write_sentence_transformers_files(unfinished, backbone.model.config.hidden_size, prompts_of(stage))
+
     def save(done: int) -> None:
         if processes.is_first:
             state = {"step": done, "optimizer": stepper.optimizer.state_dict()}
             extra = {"pairs_seen": done * stage.batch_pairs, "steps": steps, "processes": processes.count}
-            folder.save(done, backbone.model, backbone.tokenizer, prompts_of(stage), state, identity, extra)
+            folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra, write_layout)
         processes.wait()
 
+    def move(number: int, batch: Batch) -> StepReport:
+        objective = objective_of(stage, taught=batch.teacher is not None)
+        return stepper.step(number, batch.collated, objective, batch.teacher)
+
     due = range(first, steps)
-    finished = _run(due, batches.ahead(due), stepper, stage, processes, folder, save, stop)
+    finished = run_stage(
+        due,
+        batches.ahead(due),
+        move,
+        save,
+        stop,
+        pace=stage,
+        batch_pairs=stage.batch_pairs,
+        processes=processes,
+        folder=folder,
+    )
     processes.leave()
     return finished
 
 
 def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Sequence[PairStore]) -> dict[str, object]:
     """What a run is made from: settings, the model it begins with, data. A resumed run must have the same."""
-    settings = config.model_dump(mode="json", exclude={"pretrain", "mine", "finetune", "instruct"})
+    settings = config.model_dump(mode="json", include={"name", "seed", "backbone", "tokenizer"})
     # How often a run reports and saves changes nothing of what it makes.
     settings[name] = config.stage(name).model_dump(mode="json", exclude={"save_every_steps", "log_every_steps"})
     weights = Path(begin_with) / "model.safetensors"
@@ -102,17 +118,16 @@ def identity_of(config: ModelConfig, name: Stage, begin_with: str, stores: Seque
     }
 
 
-def check_together(first: int, processes: Processes) -> None:
-    """Raise TrainingError where processes would go on from different steps: machines that share no folder."""
-    steps = processes.gather(torch.tensor([first], device=processes.device)).tolist()
-    if len(set(steps)) > 1:
-        raise TrainingError(
-            f"the processes find checkpoints of steps {', '.join(map(str, steps))}; --out must be one folder for all"
-        )
-
-
 def tell_of(stores: Sequence[PairStore], stage: StageConfig) -> None:
     """Log what each source is trained with."""
+    if (
+        not stage.mixture.one_source_a_batch
+        and len({(negatives_of(stage, one), one.about.scored) for one in stores}) > 1
+    ):
+        logger.warning(
+            "one_source_a_batch is off, and sources differ: a batch has as many hard negatives as the poorest source "
+            "in it, and a teacher where all of them are scored"
+        )
     for store in stores:
         count = negatives_of(stage, store)
         taught = bool(count) and store.about.scored
@@ -144,51 +159,3 @@ def objective_of(stage: StageConfig, *, taught: bool) -> Objective:
     if taught and isinstance(stage, FinetuneConfig):
         return Objective(stage.temperature, stage.direction, stage.alpha, stage.teacher_temperature)
     return Objective(stage.temperature, stage.direction)
-
-
-def _run(
-    steps: range,
-    batches: Iterator[Batch],
-    stepper: Stepper,
-    stage: StageConfig,
-    processes: Processes,
-    folder: RunFolder,
-    save: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> bool:
-    reports: list[StepReport] = []
-    bar = tqdm(steps, initial=steps.start, total=steps.stop, unit=" steps", disable=not processes.is_first)
-    for number, batch in zip(bar, batches, strict=True):
-        objective = objective_of(stage, taught=batch.teacher is not None)
-        reports.append(stepper.step(number, batch.collated, objective, batch.teacher))
-        done = number + 1
-        if done % stage.log_every_steps == 0 or done == steps.stop:
-            if processes.is_first:
-                folder.log(mean_of(done, reports))
-            bar.set_postfix(loss=f"{reports[-1].loss:.3f}")
-            reports = []
-        stopping = asked_to_stop(stop(), processes)
-        if stopping or done == steps.stop or done % stage.save_every_steps == 0:
-            save(done)
-        if stopping and done < steps.stop:
-            logger.warning("stopped behind step %d; continue with --resume", done)
-            return False
-    return True
-
-
-def asked_to_stop(here: bool, processes: Processes) -> bool:
-    """Whether any process was: all end behind the same step."""
-    asked = torch.tensor(float(here), device=processes.device)
-    processes.add_up([asked])
-    return bool(asked > 0)
-
-
-def mean_of(step: int, reports: list[StepReport]) -> dict[str, float]:
-    """A line of the curve."""
-    count = len(reports)
-    return {
-        "step": step,
-        "loss": sum(report.loss for report in reports) / count,
-        "gradient_norm": sum(report.gradient_norm for report in reports) / count,
-        "learning_rate": reports[-1].rate,
-    }

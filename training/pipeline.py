@@ -1,0 +1,174 @@
+"""All stages of a model, one after another, each by the command that a person would type.
+
+What is done is remembered with what it was made from, so the same line goes on where it was stopped, and does again
+only what a changed setting touches.
+"""
+
+import hashlib
+import json
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from training.checkpoint import write_json
+from training.config import ModelConfig
+from training.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+DONE_FILE = "done.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the road.
+
+    arguments: behind `python -m training`.   reads: the parts of the configuration that decide what comes out, by name.
+    shared: whether several processes do it together, under torchrun.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    reads: tuple[str, ...]
+    shared: bool = False
+
+    def command(self, processes: int) -> list[str]:
+        """What is run."""
+        if self.shared and processes > 1:
+            launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+            return [sys.executable, "-m", *launcher, "training", *self.arguments]
+        return [sys.executable, "-m", "training", *self.arguments]
+
+    def written(self, processes: int) -> str:
+        """The same, as a person would type it."""
+        return shlex.join(["python", *self.command(processes)[1:]])
+
+
+def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[Step]:
+    """The road of a model whose settings are the file `path`, as far as it names sources for its stages."""
+    pairs, runs = work / "data" / config.name, work / "runs" / config.name
+    toml, mined, result = str(path), str(pairs / "mined"), runs / "evaluation.json"
+    model = ("name", "seed", "backbone", "tokenizer")
+
+    def prepare(stage: str) -> Step:
+        arguments = ("prepare", toml, "--stage", stage, "--data", str(data), "--out", str(pairs / stage))
+        return Step(f"prepare {stage}", arguments, (f"{stage}.sources", f"{stage}.filter"))
+
+    def train(stage: str, *, pairs: str, start: Path | None) -> Step:
+        begin = ("--start", str(start)) if start else ()
+        arguments = (stage, toml, *begin, "--pairs", pairs, "--out", str(runs / stage), "--resume")
+        return Step(stage, arguments, (*model, stage), shared=True)
+
+    steps, newest = [], Path()
+    if config.pretrain.sources:
+        newest = runs / "pretrain" / "latest"
+        steps += [prepare("pretrain"), train("pretrain", pairs=str(pairs / "pretrain"), start=None)]
+    if config.finetune.sources:
+        unmined = str(pairs / "finetune")
+        mine = ("mine", toml, "--model", str(newest), "--pairs", unmined, "--out", mined)
+        teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
+        # A re-ranker that is named needs no training.
+        teacher = () if config.teach.teacher else ("--teacher", str(runs / "teach" / "latest"))
+        score = ("score", toml, *teacher, "--pairs", mined, "--cache", str(pairs / "scores.sqlite3"))
+        steps += [
+            prepare("finetune"),
+            Step("mine", mine, (*model, "mine")),
+            *([] if config.teach.teacher else [Step("teach", teach, (*model, "teach"), shared=True)]),
+            Step("score", score, (*model, "teach")),
+            train("finetune", pairs=mined, start=newest),
+        ]
+        newest = runs / "finetune" / "latest"
+    tasks = ("--tasks", ",".join(config.evaluate.sets), "--protocol", config.evaluate.protocol)
+    evaluate = ("evaluate", str(newest), "--data", str(data), *tasks, "--json", str(result))
+    export = ("export", str(newest), "--name", config.name, "--out", str(work / "model_repo"))
+    return [*steps, Step("evaluate", evaluate, ("evaluate",)), Step("export", export, ("name",))]
+
+
+def run(
+    steps: Sequence[Step],
+    config: ModelConfig,
+    folder: Path,
+    *,
+    processes: int = 1,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Take the steps that are not done yet; whether the road came to its end.
+
+    folder: of the model's runs; what is done is kept there. Raises TrainingError where a step fails.
+    """
+    done = read_done(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = ""
+    for number, step in enumerate(steps, start=1):
+        before = fingerprint(step, config, before)
+        place = f"{number}/{len(steps)} {step.name}"
+        if done.get(step.name) == before:
+            say(f"{place}: done before")
+            continue
+        say(f"{place}: {step.written(processes)}")
+        began = time.monotonic()
+        code, stopped = finished(step.command(processes))
+        if stopped:
+            return False
+        if code:
+            raise TrainingError(f"{step.name} failed, see above; mend it, and the same command goes on from there")
+        say(f"{place}: {time.monotonic() - began:.0f} s")
+        done[step.name] = before
+        write_json(folder / DONE_FILE, dict(done))
+    return True
+
+
+def fingerprint(step: Step, config: ModelConfig, before: str) -> str:
+    """What a step's outcome depends on, and all that it stands on."""
+    settings = [_part(config.model_dump(mode="json"), name) for name in step.reads]
+    document = json.dumps([before, step.arguments, settings], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+def _part(settings: dict[str, Any], name: str) -> object:
+    """A part of the configuration by its name, such as `finetune.sources`."""
+    section, _, key = name.partition(".")
+    return settings[section][key] if key else settings[section]
+
+
+def read_done(folder: Path) -> dict[str, str]:
+    """Step → what it was made from; empty at the first start."""
+    try:
+        found: dict[str, str] = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def finished(command: Sequence[str]) -> tuple[int, bool]:
+    """Run to the end. Returns the exit status, and whether somebody asked for a stop meanwhile."""
+    asked: list[int] = []
+    # In a session of its own: Ctrl-C reaches it once, from here, and not a second time from the terminal.
+    with subprocess.Popen(list(command), start_new_session=True) as child, passed_on(child, asked):
+        code = child.wait()
+    return code, bool(asked)
+
+
+@contextmanager
+def passed_on(child: "subprocess.Popen[bytes]", asked: list[int]) -> Iterator[None]:
+    """Hand SIGTERM and Ctrl-C to the child, which saves and ends."""
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        child.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
