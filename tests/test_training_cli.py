@@ -32,8 +32,8 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
 
 
 COMMANDS = [
-    *("", "bootstrap", "prepare", "filter", "pretrain", "mine", "teach", "score", "finetune"),
-    *("export", "quantize", "evaluate", "compare", "report", "audit", "mteb", "run", "ablate"),
+    *("", "bootstrap", "prepare", "filter", "pretrain", "mine", "teach", "score", "finetune", "instruct", "synthesise"),
+    *("run", "ablate", "export", "quantize", "evaluate", "compare", "report", "audit", "mteb"),
 ]
 
 
@@ -79,10 +79,11 @@ def test_a_bad_configuration_is_one_line_and_no_traceback(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_prepare_pretrain_and_finetune_are_one_road(tmp_path: Path) -> None:
+def test_prepare_and_the_three_stages_are_one_road(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "pairs")
     backbone = write_tiny_checkpoint(tmp_path / "backbone")
-    stages = {"pretrain": "steps = 3", "finetune": "epochs = 1\nhard_negatives = 2"}
+    second = "epochs = 1\nhard_negatives = 2"
+    stages = {"pretrain": "steps = 3", "finetune": second, "instruct": second}
     config = tmp_path / "toy.toml"
     config.write_text(
         f'name = "toy"\nbackbone = "{backbone}"\n'
@@ -96,7 +97,7 @@ def test_prepare_pretrain_and_finetune_are_one_road(tmp_path: Path) -> None:
         prepared, run_folder = str(tmp_path / "prepared" / stage), str(tmp_path / "run" / stage)
         done = run("prepare", str(config), "--stage", stage, "--data", str(data), "--out", prepared)
         assert (done.returncode, done.stdout) == (0, f"{prepared}\n"), done.stderr
-        start = ["--start", str(tmp_path / "run" / "pretrain" / "latest")] if stage == "finetune" else []
+        start = ["--start", str(tmp_path / "run" / "pretrain" / "latest")] if stage != "pretrain" else []
         done = run(stage, str(config), *start, "--pairs", prepared, "--out", run_folder)
         assert (done.returncode, done.stdout) == (0, f"{run_folder}/latest\n"), done.stderr
     done = run(

@@ -85,6 +85,60 @@ def test_each_size_is_trained_by_the_published_numbers(size, first_rate, second_
         assert {*keys, "learning_rate", "temperature"} <= set(written[stage])
 
 
+# arXiv 2401.00368, table 14: the instructions of the training data. Bitext: of the evaluation, unilm/e5.
+INSTRUCTIONS = {
+    "msmarco_passage": ["Given a web search query, retrieve relevant passages that answer the query"],
+    "nli": [
+        "Given a premise, retrieve a hypothesis that is entailed by the premise",
+        "Retrieve semantically similar text",
+    ],
+    "nq_triviaqa_squad": [
+        "Given a question, retrieve Wikipedia passages that answer the question",
+        "Retrieve Wikipedia passages that answer the question",
+    ],
+    "eli5": ["Provided a user question, retrieve the highest voted answers on Reddit ELI5 forum"],
+    "nllb": ["Retrieve parallel sentences."],
+    "dureader": ["Given a Chinese search query, retrieve web passages that answer the question"],
+    "msmarco_document": ["Given a web search query, retrieve relevant documents that answer the query"],
+    "fever": ["Given a claim, retrieve documents that support or refute the claim"],
+    "hotpotqa": ["Given a multi-hop question, retrieve documents that can help answer the question"],
+    "mr_tydi": ["Given a question, retrieve Wikipedia passages that answer the question"],
+    "miracl": ["Given a question, retrieve Wikipedia passages that answer the question"],
+    "quora": [
+        "Given a question, retrieve questions that are semantically equivalent to the given question",
+        "Find questions that have the same meaning as the input question",
+    ],
+}
+# Figure 2 of the same paper, in thousands.
+SYNTHETIC = {"short_long": 167, "long_short": 122, "short_short": 13, "long_long": 17, "bitext": 89, "sts": 99}
+
+
+def test_large_instruct_is_stage_2_of_large_with_instructions_and_synthetic_pairs():
+    folder = ROOT / "training" / "configs"
+    path = folder / "me5_large_instruct.toml"
+    model, written = stages.load_config(path), tomllib.loads(path.read_text(encoding="utf-8"))
+    stage, large = model.instruct, stages.load_config(folder / "me5_large.toml")
+    assert (stage.batch_pairs, stage.epochs, stage.temperature, stage.learning_rate) == (512, 2, 0.01, 1e-5)
+    assert {"batch_pairs", "epochs", "learning_rate", "temperature"} <= set(written["instruct"])
+    # Where its stage 1 lies, and what every number of stage 2 is that the report does not name again.
+    assert (model.name, model.backbone, model.seed) == (large.name, large.backbone, large.seed)
+    kept = {"sources", "generic_instruction_share"}
+    assert stage.model_dump(exclude=kept) == large.finetune.model_dump(exclude=kept)
+    assert stage.generic_instruction_share == 0
+    labelled = {name: source for name, source in stage.sources.items() if not name.startswith("synthetic_")}
+    assert {name: source.pairs_max for name, source in labelled.items()} == TABLE_2_PAIRS
+    assert {name: source.instruction for name, source in labelled.items()} == INSTRUCTIONS
+    for name, source in labelled.items():
+        # Files that are prepared, mined and scored for stage 2 serve here as well.
+        assert source.model_copy(update={"instruction": []}) == large.finetune.sources[name]
+    made = {name: source for name, source in stage.sources.items() if name.startswith("synthetic_")}
+    assert {name: source.pairs_max for name, source in made.items()} == {
+        f"synthetic_{kind}": 1000 * count for kind, count in SYNTHETIC.items()
+    }
+    symmetric = {name for name, source in made.items() if source.positive_role == "query"}
+    assert symmetric == {"synthetic_bitext", "synthetic_sts"}
+
+
 def test_the_defaults_are_the_published_numbers():
     first, second = stages.PretrainConfig(), stages.FinetuneConfig()
     assert (first.batch_pairs, first.steps, first.temperature, first.learning_rate) == (32_768, 30_000, 0.01, 3e-4)

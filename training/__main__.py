@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 """
 
 import logging
+import os
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +42,7 @@ class StoredWeights(StrEnum):
 class StageName(StrEnum):
     pretrain = "pretrain"
     finetune = "finetune"
+    instruct = "instruct"
 
 
 Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION) or a checkpoint folder.")]
@@ -294,6 +296,81 @@ def finetune(
     _run_stage(StageName.finetune, config, pairs, out, start, resume)
 
 
+@cli.command()
+def instruct(
+    config: Config,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
+    ] = None,
+    pairs: Pairs = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Stage 2 of an instruct model: queries carry the instruction of their task, and synthetic pairs join."""
+    _run_stage(StageName.instruct, config, pairs, out, start, resume)
+
+
+@cli.command()
+def synthesise(
+    endpoint: Annotated[str, typer.Option(help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.")],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pairs, such as $ME5_DATA/instruct/synthetic.")],
+    limit: Annotated[int, typer.Option(min=1, help="Examples to ask for; a higher number later goes on.")] = 500_000,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML file of other settings than the defaults.", show_default=False)
+    ] = None,
+    key_variable: Annotated[str, typer.Option(help="The environment variable with the key.")] = "OPENAI_API_KEY",
+    moderation: Annotated[
+        str, typer.Option(help="A server with /moderations, for unsafe texts; weak rules without.", show_default=False)
+    ] = "",
+    moderation_model: Annotated[str, typer.Option(help="Its model.", show_default=False)] = "",
+    moderation_key_variable: Annotated[str, typer.Option(help="The variable with its key.")] = "MODERATION_API_KEY",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    requests_a_minute: Annotated[
+        float | None, typer.Option(min=0.01, help="Requests a minute at most.", show_default=False)
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds until a request is given up.")] = 120.0,
+    dry_run: Annotated[int, typer.Option(min=0, help="Print the first prompts of so many units and ask nobody.")] = 0,
+) -> None:
+    """Have a language model write instruction pairs; the same command again goes on where it was stopped."""
+    with one_line_errors():
+        from training.config import read_settings
+        from training.synthesis.config import SynthesisConfig
+        from training.synthesis.run import Server, prompts_of
+        from training.synthesis.run import synthesise as run_synthesis
+
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+        config = SynthesisConfig() if settings is None else read_settings(settings, SynthesisConfig)
+        if dry_run:
+            typer.echo("\n\n----\n\n".join(prompts_of(config, dry_run)))
+            return
+        server = Server(
+            endpoint,
+            model,
+            key=os.environ.get(key_variable),
+            moderation_url=moderation,
+            moderation_key=os.environ.get(moderation_key_variable),
+            moderation_model=moderation_model,
+            concurrency=concurrency,
+            requests_a_minute=requests_a_minute,
+            timeout_s=timeout_s,
+        )
+        try:
+            done = run_synthesis(config, server, out, limit)
+        except KeyboardInterrupt:
+            typer.echo("stopped; give the same command to go on", err=True)
+            raise typer.Exit(STOPPED) from None
+    made, tokens = done.statistics, (done.statistics["prompt_tokens"], done.statistics["answer_tokens"])
+    typer.echo(
+        f"{out}: {made['examples']} pairs, {made['instructions']} instructions, from {made['answers']} answers; "
+        f"tokens: {tokens[0]} asked, {tokens[1]} answered; {done.retries} retries"
+    )
+    if done.unanswered:
+        typer.echo(f"{done.unanswered} requests had no answer; give the same command to ask again", err=True)
+        raise typer.Exit(STOPPED)
+
+
 def _run_stage(
     stage: StageName, config: Path, pairs: Path | None, out: Path | None, start: Path | None, resume: bool
 ) -> None:
@@ -304,7 +381,7 @@ def _run_stage(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         run = out or Path("runs") / settings.name / stage
-        if stage is StageName.finetune:
+        if stage is not StageName.pretrain:
             start = start or Path("runs") / settings.name / "pretrain" / "latest"
         finished = train_stage(
             settings,

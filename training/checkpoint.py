@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from service.recipe.prompts import E5_PROMPTS
+from service.recipe.prompts import E5_PROMPTS, Prompts
 from training.bootstrap_config import TrainConfig
 from training.data import Source
 
@@ -31,7 +31,7 @@ def write_json(path: Path, content: dict[str, object] | list[dict[str, object]])
     os.replace(unfinished, path)
 
 
-def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
+def write_sentence_transformers_files(folder: Path, dimension: int, prompts: Prompts = E5_PROMPTS) -> None:
     """Write what `SentenceTransformer(folder)` reads besides the model: pooling, normalisation, prompts, tokens."""
     write_json(
         folder / "modules.json",
@@ -56,11 +56,10 @@ def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
     (folder / "2_Normalize").mkdir()
     write_json(folder / "2_Normalize" / "config.json", {})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS, "do_lower_case": False})
-    prompts = {"query": E5_PROMPTS.query, "passage": E5_PROMPTS.passage}
     # No default prompt: a text is embedded as it stands unless the caller names one.
     write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": prompts_by_name(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
     marks = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
     marks |= {"pad_token": "<pad>", "unk_token": "<unk>"}
@@ -75,6 +74,12 @@ def write_sentence_transformers_files(folder: Path, dimension: int) -> None:
             "clean_up_tokenization_spaces": False,
         },
     )
+
+
+def prompts_by_name(prompts: Prompts) -> dict[str, str]:
+    """Both roles' prompts, and of an instruct model those of every input type that has an instruction of its own."""
+    named = {name: prompts.prefix("query", input_type=name) for name in prompts.instructions}
+    return {"query": prompts.prefix("query"), "passage": prompts.prefix("passage"), **named}
 
 
 def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_seen: int) -> dict[str, object]:

@@ -51,12 +51,21 @@ class Collator:
         self._pad_id, self._max_tokens, self._chunk_tokens = pad_id, max_tokens, chunk_tokens
 
     def collate(self, pairs: Sequence[PairRow], roles: Sequence[tuple[Role, Role]]) -> Collated:
-        """pairs: each with as many negatives.   roles: of each pair's query, and of its passages."""
+        """pairs: each with as many negatives.   roles: of each pair's query, and of its passages.
+
+        On an instruct model queries carry the pair's instruction, and so does the other side of symmetric pairs, whose
+        roles are both "query"; without one the generic one of these roles. Other models have no use for it.
+        """
         texts, keys = [], []
         for pair, (asked, found) in zip(pairs, roles, strict=True):
+            generic = "similarity" if asked == found == "query" else "query"
+            instruction = (pair.instruction or None) if self._prompts.instruct else None
             sides = [(pair.query, asked), (pair.positive, found)]
             sides += [(text, found) for text in pair.negatives]
-            texts += [format_text(text, self._prompts, role) for text, role in sides]
+            texts += [
+                format_text(text, self._prompts, role, instruction=instruction, input_type=generic)
+                for text, role in sides
+            ]
             keys.append([text_key(text) for text, _ in sides])
         rows = [item.ids for item in tokenize(self._tokenizer, texts, self._max_tokens)]
         places = chunk_by_length(np.array([len(row) for row in rows]), self._chunk_tokens)

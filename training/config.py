@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.recipe.prompts import Role
 from training.errors import BadTrainConfig
@@ -42,6 +42,10 @@ class SourceConfig(Section):
     answers: str = "answers"
     # A column, or with "=" before it the language of every pair.
     language: str = "lang"
+    # The task, for instruct models: of every pair, or wordings of which each visit draws one.
+    instruction: list[str] = []
+    # Of a pair that has its own; it comes before the source's.
+    instruction_column: str = "instruction"
     # How the two sides are prompted. Symmetric pairs, such as translations, have the same on both.
     query_role: Role = "query"
     positive_role: Role = "passage"
@@ -49,6 +53,11 @@ class SourceConfig(Section):
     pairs_max: int | None = Field(default=None, gt=0)
     weight: float = Field(default=1.0, ge=0)
     licence: str = ""
+
+    @field_validator("instruction", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, given: object) -> object:
+        return [given] if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _has_one_place(self) -> "SourceConfig":
@@ -134,6 +143,14 @@ class FinetuneConfig(StageConfig):
     # The weight of InfoNCE beside the KL divergence to the teacher, English E5's.
     alpha: float = Field(default=0.2, ge=0)
     teacher_temperature: float = Field(default=1.0, gt=0)
+
+
+class InstructConfig(FinetuneConfig):
+    """The last stage of an instruct model: stage 2 of large with instructions, and synthetic pairs beside its data."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    # Of the visits, those that get the generic instruction of their input type. The report has none of this.
+    generic_instruction_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class ConsistencyConfig(Section):
@@ -236,14 +253,17 @@ class ModelConfig(Section):
     mine: MineConfig = MineConfig()
     teach: TeachConfig = TeachConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    instruct: InstructConfig = InstructConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":
         """The settings of one stage."""
-        return self.pretrain if name == "pretrain" else self.finetune
+        if name == "pretrain":
+            return self.pretrain
+        return self.finetune if name == "finetune" else self.instruct
 
 
-Stage = Literal["pretrain", "finetune"]
+Stage = Literal["pretrain", "finetune", "instruct"]
 Settings = TypeVar("Settings", bound=Section)
 
 

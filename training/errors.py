@@ -9,6 +9,7 @@ Me5Error
     ├── SettingsChanged         a run can only be continued with the settings and the data it was started with
     ├── TrainingDiverged        a loss or a gradient that is no number; the weights are as they were
     ├── CheckpointError         the checkpoint folder is not one that this project understands
+    ├── EndpointFailed          the model that writes synthetic pairs can't be asked
     ├── DataError               an evaluation set is missing, damaged, or has nothing to measure
     ├── BadResult               a result of `evaluate` that can't be read, or can't be compared with another one
     ├── UnknownSystem           what is to be evaluated can't be opened, or doesn't fit the task
@@ -51,6 +52,10 @@ class TrainingDiverged(TrainingError):
 
 class CheckpointError(TrainingError):
     """The checkpoint folder is not one that this project understands."""
+
+
+class EndpointFailed(TrainingError):
+    """The model that writes synthetic pairs can't be asked."""
 
 
 class DataError(TrainingError):

@@ -1,6 +1,6 @@
 """Prepared pairs on disk: one folder a source, rows language by language, any row found by its number.
 
-    pairs.jsonl    {"query", "positive", "negatives", "scores", "answers"} a line
+    pairs.jsonl    {"query", "positive", "negatives", "scores", "answers"} a line, and "instruction" where there is one
     offsets.u64    where each line begins, and where the last one ends
     source.json    languages with their rows, roles, hashes, what was left out and why
 
@@ -35,7 +35,8 @@ class PairRow:
     """A query, the passage that belongs to it, and passages that look right and are wrong.
 
     scores: a cross-encoder's, of the query with its positive and then with each negative; none where nobody was asked.
-    answers: short ones, that a right passage holds.
+    answers: short ones, that a right passage holds.   instruction: the task, for instruct models; "" where the pair has
+    none of its own.
     """
 
     query: str
@@ -43,6 +44,7 @@ class PairRow:
     negatives: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _spool(staging: Path, pairs: Iterable[tuple[str, PairRow]]) -> dict[str, Pat
         if language not in files:
             files[language] = staging / f"spool{len(files)}"
             waiting[language] = bytearray()
-        waiting[language] += orjson.dumps(asdict(row), option=orjson.OPT_APPEND_NEWLINE)
+        waiting[language] += _line_of(row)
         if len(waiting[language]) > SPOOL_BYTES:
             flush(language)
     for language in files:
@@ -236,6 +238,12 @@ def _join(spools: Mapping[str, Path], lines: BinaryIO, offsets: BinaryIO) -> tup
         languages[language] = int(first.sum())
         duplicates += int((~first).sum())
     return languages, duplicates
+
+
+def _line_of(row: PairRow) -> bytes:
+    # A billion pairs without an instruction need no byte for it.
+    fields = {name: value for name, value in asdict(row).items() if value or name != "instruction"}
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -67,12 +67,15 @@ def prepare(
 
 def settings_of(source: SourceConfig, filters: FilterConfig) -> dict[str, object]:
     """What decides which pairs a prepared source has, and how they are prompted."""
-    return {**source.model_dump(mode="json", exclude={"weight"}), "filter": filters.model_dump(mode="json")}
+    chosen = source.model_dump(mode="json", exclude={"weight", "instruction"})
+    return {**chosen, "filter": filters.model_dump(mode="json")}
 
 
 def check_settings(store: PairStore, source: SourceConfig, filters: FilterConfig) -> None:
     """Raise BadTrainingData where a source was prepared with other settings than these."""
-    before, now = store.about.settings, settings_of(source, filters)
+    # A store that was written before instructions were known has none, as a source that names no such column.
+    before = {"instruction_column": SourceConfig.model_fields["instruction_column"].default, **store.about.settings}
+    now = settings_of(source, filters)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise BadTrainingData(
@@ -120,7 +123,8 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
             f"{place} has {len(scores)} scores and {len(negatives)} negatives; wanted is the positive's score and then "
             "one for each negative"
         )
-    return language, PairRow(text(source.query), text(source.positive), negatives, scores, answers)
+    instruction = str(record.get(source.instruction_column) or "").strip()
+    return language, PairRow(text(source.query), text(source.positive), negatives, scores, answers, instruction)
 
 
 def _texts(found: Any) -> list[str]:

@@ -102,9 +102,13 @@ def _prompts(config: _Json) -> Prompts:
             'for E5 {"prompts": {"query": "query: ", "passage": "passage: "}}'
         )
     query, passage = texts["query"], texts.get("passage") or texts.get("document") or ""
-    if query.startswith(INSTRUCT_HEAD) and query.endswith(INSTRUCT_TAIL):
-        instruction = query.removeprefix(INSTRUCT_HEAD).removesuffix(INSTRUCT_TAIL)
-        return Prompts(query="", passage=passage, instruct=True, instructions={"query": instruction})
+    instructions = {
+        name: text.removeprefix(INSTRUCT_HEAD).removesuffix(INSTRUCT_TAIL)
+        for name, text in texts.items()
+        if text.startswith(INSTRUCT_HEAD) and text.endswith(INSTRUCT_TAIL)
+    }
+    if "query" in instructions:
+        return Prompts(query="", passage=passage, instruct=True, instructions=instructions)
     return Prompts(query=query, passage=passage)
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from service.recipe.prompts import E5_PROMPTS
+from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Prompts
 from training.ahead import made_ahead
 from training.backbone import Backbone
 from training.collate import Collated, Collator
-from training.config import FinetuneConfig, StageConfig
+from training.config import FinetuneConfig, InstructConfig, StageConfig
+from training.instructions import choose_instruction
 from training.pair_store import PairRow, PairStore
 from training.permutation import key_of, permuted
 from training.processes import Processes
@@ -58,7 +59,7 @@ class StageBatches:
         )
         self._collator = Collator(
             backbone.tokenizer,
-            E5_PROMPTS,
+            prompts_of(stage),
             pad_id=backbone.pad_id,
             max_tokens=stage.max_tokens,
             chunk_tokens=stage.chunk_tokens,
@@ -76,15 +77,27 @@ class StageBatches:
         picked = slice(mine.start, mine.stop)
         for source, number, key in zip(drawn.sources[picked], drawn.rows[picked, None], keys, strict=True):
             store = self._stores[source]
-            chosen.append(choose_negatives(store.rows(number)[0], count, key))
+            chosen.append(self._instructed(choose_negatives(store.rows(number)[0], count, key), store, key))
             roles.append((store.about.query_role, store.about.positive_role))
         collated = self._collator.collate(chosen, roles)
         scores = torch.tensor([row.scores for row in chosen], device=self._device) if taught else None
         return Batch(collated, scores, stores[0].about.name if len(stores) == 1 else MIXED)
 
+    def _instructed(self, row: PairRow, store: PairStore, key: int) -> PairRow:
+        """The row with this visit's instruction, in the stage that has them."""
+        if not isinstance(self._stage, InstructConfig):
+            return row
+        source = self._stage.sources.get(store.about.name)
+        return choose_instruction(row, source.instruction if source else [], key, self._stage.generic_instruction_share)
+
     def ahead(self, steps: range) -> Iterator[Batch]:
         """The batches of the steps."""
         return made_ahead(self.of, steps)
+
+
+def prompts_of(stage: StageConfig) -> Prompts:
+    """What a stage's texts begin with, and those of whoever uses its model."""
+    return E5_INSTRUCT_PROMPTS if isinstance(stage, InstructConfig) else E5_PROMPTS
 
 
 def negatives_of(stage: StageConfig, store: PairStore) -> int:

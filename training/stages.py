@@ -1,4 +1,4 @@
-"""The two contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
+"""The contrastive stages: weak pairs in batches of tens of thousands, then labelled ones with hard negatives."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import cast
 
 from service.recipe.spec import file_sha256
 from training.backbone import load_backbone
+from training.checkpoint import write_sentence_transformers_files
 from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, StageConfig
 from training.errors import BadTrainConfig
 from training.loop import stop_on_signal
@@ -15,7 +16,7 @@ from training.pair_store import PairStore, hashes_of, open_stores
 from training.prepare import check_settings
 from training.processes import join_processes
 from training.run_folder import RunFolder
-from training.stage_batches import Batch, StageBatches, negatives_of
+from training.stage_batches import Batch, StageBatches, negatives_of, prompts_of
 from training.stage_loop import check_together, run_stage
 from training.step import Stepper, StepReport
 
@@ -73,11 +74,14 @@ def train_stage(
         tell_of(stores, stage)
     batches = StageBatches(stage, stores, weights, backbone, steps=steps, seed=config.seed, processes=processes)
 
+    def write_layout(unfinished: Path) -> None:
+        write_sentence_transformers_files(unfinished, backbone.model.config.hidden_size, prompts_of(stage))
+
     def save(done: int) -> None:
         if processes.is_first:
             state = {"step": done, "optimizer": stepper.optimizer.state_dict()}
             extra = {"pairs_seen": done * stage.batch_pairs, "steps": steps, "processes": processes.count}
-            folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra)
+            folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra, write_layout)
         processes.wait()
 
     def move(number: int, batch: Batch) -> StepReport:
