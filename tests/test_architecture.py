@@ -43,12 +43,13 @@ HOMES = {
     "onnxruntime": {"service.engine_onnx", "service.pull", "training"},
     "openvino": {"service.engine_openvino", "training"},
     "huggingface_hub": {"service.pull"},
-    "typer": {"service.__main__", "training.__main__"},
+    "typer": {"service.__main__", "training.__main__", "training.terminal", "training.export_commands"},
     "prometheus_client": {"service.metrics", "service.api.ops"},
     "torch": {"training"},
     "transformers": {"training"},
     "onnx": {"training"},
     "nncf": {"training"},
+    "tensorrt": {"training.tensorrt_build"},
 }
 
 

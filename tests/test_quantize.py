@@ -13,6 +13,8 @@ import pytest
 from faulty_engine import SHIPPED
 from onnx import numpy_helper
 from published_folder import Shape, write_published_folder
+from training.parity import GateTexts, hold, loss
+from training.gate_texts import Texts, texts_of_file
 
 from service.engine import open_engine, vectors_of
 from service.errors import ModelFileError
@@ -27,8 +29,6 @@ from training.collection import Recipe
 from training.errors import DataError, ExportError
 from training.graph_weights import read_encoder
 from training.int8 import calibration_batches, find_shape, quantize, write_onnx_int8
-from training.int8_gate import loss, losses
-from training.int8_texts import Texts, texts_of_file
 from training.plain_graph import plain_graph
 
 ENGINES: list[EngineName] = ["onnx", "openvino"]

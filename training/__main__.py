@@ -4,15 +4,14 @@ Heavy packages are imported inside the commands, so that --help answers at once 
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.errors import Me5Error
+from training.export_commands import commands as export_commands
+from training.terminal import Data, data_folder, one_line_errors
 
 cli = typer.Typer(
     name="python -m training",
@@ -22,17 +21,14 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Without a name: its commands stand beside the others.
+cli.add_typer(export_commands)
 
 # A run that was stopped, told apart from one that failed: a Makefile must not go on with it.
 STOPPED = 3
 
 
 # Typer wants enumerations for closed choices.
-class StoredWeights(StrEnum):
-    int8 = "int8"
-    float32 = "float32"
-
-
 class StageName(StrEnum):
     pretrain = "pretrain"
     finetune = "finetune"
@@ -54,10 +50,6 @@ class PrecisionChoice(StrEnum):
     int8 = "int8"
 
 
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="ME5_DATA", help="Folder with MANIFEST.json, train/ and eval/.", show_default=False),
-]
 Model = Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION) or a checkpoint folder.")]
 
 
@@ -203,45 +195,6 @@ def _run_stage(
 
 
 @cli.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint in the Sentence Transformers layout.")],
-    name: Annotated[str, typer.Option(help="The model's name in the repository, such as me5_nano.")],
-    out: Annotated[Path, typer.Option(help="The model repository.")] = Path("model_repo"),
-    weights: Annotated[StoredWeights, typer.Option(help="How the weights are stored.")] = StoredWeights.float32,
-    version: Annotated[int | None, typer.Option(min=1, help="Its number; by default the next free one.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="Refuse a version larger than this.")] = None,
-) -> None:
-    """Write a checkpoint as a model version, proved against the checkpoint."""
-    with one_line_errors():
-        from training.export import export as run_export
-
-        exported = run_export(
-            checkpoint, name=name, model_repo=out, weights=weights.value, version=version, max_bytes=max_bytes
-        )
-        typer.echo(exported.describe())
-
-
-@cli.command()
-def quantize(
-    model: Annotated[Path, typer.Argument(help="A model version (model_repo/NAME/VERSION).")],
-    data: Data = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(
-            help='In place of --data: JSON lines {"text", "lang"}, half of them held out.', show_default=False
-        ),
-    ] = None,
-) -> None:
-    """Write the next version: the same model, and graphs that compute in int8."""
-    with one_line_errors():
-        from training.int8 import quantize as run_quantization
-        from training.int8_texts import texts_of_data, texts_of_file
-
-        chosen = texts_of_data(data_folder(data)) if texts is None else texts_of_file(texts)
-        typer.echo(run_quantization(model, chosen).describe())
-
-
-@cli.command()
 def evaluate(
     model: Model,
     data: Data = None,
@@ -267,33 +220,6 @@ def evaluate(
         )
         if json is not None:
             json.write_text(as_json(result), encoding="utf-8")
-
-
-def data_folder(given: Path | None) -> Path:
-    """The data folder, or the sentence that says how to name one."""
-    from training.errors import DataError
-
-    if given is None:
-        raise DataError("no data folder; give --data FOLDER, or set ME5_DATA")
-    if not given.is_dir():
-        raise DataError(f"the data folder {given} does not exist; give --data FOLDER, or set ME5_DATA")
-    return given
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print what the user can mend as one line, and exit with 2; anything else keeps its traceback."""
-    try:
-        yield
-    except Me5Error as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(2) from error
-    except ModuleNotFoundError as error:
-        # A missing module of our own is a fault of the code, not of the installation.
-        if error.name is None or error.name.split(".")[0] in ("training", "service"):
-            raise
-        typer.echo(f"error: {error.name} is not installed; pip install -e '.[training]'", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":
