@@ -13,7 +13,6 @@ import pytest
 from faulty_engine import SHIPPED
 from onnx import numpy_helper
 from published_folder import Shape, write_published_folder
-from training.gate_texts import Texts, texts_of_file
 
 from service.engine import open_engine, vectors_of
 from service.errors import ModelFileError
@@ -26,6 +25,7 @@ from service.settings import EngineName
 from training import fused_graph, int8, int8_graphs
 from training.collection import Recipe
 from training.errors import DataError, ExportError
+from training.gate_texts import Texts, texts_of_file
 from training.graph_weights import read_encoder
 from training.int8 import calibration_batches, quantize
 from training.int8_graphs import find_shape, write_onnx_int8

@@ -31,7 +31,10 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
     )
 
 
-COMMANDS = ["", "bootstrap", "prepare", "pretrain", "mine", "finetune", "export", "quantize", "evaluate"]
+COMMANDS = [
+    "", "bootstrap", "prepare", "pretrain", "mine", "finetune", "evaluate",
+    "export", "quantize", "export-tensorrt", "gate-optimum", "card",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
