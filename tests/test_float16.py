@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from faulty_engine import SHIPPED
 from onnx import TensorProto
 from tiny_checkpoint import LINES, write_tiny_checkpoint
 
 from service.engine import open_engine
+from service.errors import ModelFileError
 from service.recipe.spec import FP16_ATTENTION_FILE, FP16_FILE, load_spec
 from service.recipe.tokens import load_tokenizer, pad
 from training import float16_forms
@@ -129,3 +131,8 @@ def test_a_language_whose_tokens_are_zeroed_is_named_and_nothing_is_published(
 def test_a_form_without_texts_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="give --data FOLDER, or --texts FILE"):
         export(tmp_path, name="tiny", model_repo=tmp_path / "repo", forms=Forms(("fp16",)))
+
+
+def test_a_version_without_a_float16_graph_says_how_to_make_one() -> None:
+    with pytest.raises(ModelFileError, match="model_fp16.onnx is missing.*export CHECKPOINT --name me5_nano --fp16"):
+        open_engine(SHIPPED, load_spec(SHIPPED), precision="fp16")

@@ -60,7 +60,8 @@ def facts_of_run(manifest: Mapping[str, object]) -> TrainingFacts:
     own = _object(settings, str(stage)) if stage else _object(settings, "layers")
     flat = {key: value for key, value in {**settings, **own}.items() if not isinstance(value, dict | list)}
     begin = _object(manifest, "begin_with").get("model") or settings.get("starting_model") or settings.get("backbone")
-    sources = _object(manifest, "sources") or {name: {} for name in _object(manifest, "data")}
+    # Without counts and licences in older manifests.
+    sources = _object(manifest, "sources") or _object(manifest, "data")
     steps = manifest.get("step", manifest.get("steps"))
     versions = _object(manifest, "versions") or _object(_object(manifest, "made_with"), "versions")
     return TrainingFacts(

@@ -33,11 +33,12 @@ class Limits:
     bitext_drop: float
 
 
-# Measured over 67 languages of FLORES on the shipped model: float16 loses less than 1e-6 of cosine; int8 0.0003 by ONNX
-# Runtime and 0.003 by OpenVINO.
+# Measured, mean cosine and rank agreement of the worst language. The shipped model's static int8, 67 languages of FLORES:
+# 0.99998 and 0.9999 by ONNX Runtime, 0.9983 and 0.9977 by OpenVINO, no translation lost. float16 of a model of its
+# shape, 7 languages: 0.9999998 and 0.99998.
 FLOAT32 = Limits(0.9999, 0.9999, 0.99, 0.999, 0.0)
 FLOAT16 = Limits(0.9999, 0.999, 0.99, 0.998, 0.01)
-INT8 = Limits(0.99, 0.95, 0.95, 0.95, 0.01)
+INT8 = Limits(0.99, 0.95, 0.95, 0.98, 0.01)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def table(by_language: dict[str, Loss], languages: Sequence[str] = ()) -> str:
     lines = [f"{'language':<14}{'texts':>7}{'mean':>10}{'worst':>10}{'neighbours':>12}{'rank':>10}{'bitext':>10}"]
     for language, item in sorted(by_language.items(), key=lambda pair: pair[1].mean_cosine):
         if not languages or language in languages:
-            drop = "—" if item.bitext_drop is None else f"{-item.bitext_drop:+.3f}"
+            drop = "—" if item.bitext_drop is None else f"{0 - item.bitext_drop:+.3f}"
             lines.append(
                 f"{language:<14}{item.texts:>7}{item.mean_cosine:>10.5f}{item.worst_cosine:>10.5f}"
                 f"{item.neighbours:>12.3f}{item.rank:>10.4f}{drop:>10}"
