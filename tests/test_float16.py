@@ -128,6 +128,18 @@ def test_a_language_whose_tokens_are_zeroed_is_named_and_nothing_is_published(
     assert list((tmp_path / "repo").iterdir()) == []
 
 
+def test_export_adds_int8_graphs_to_the_same_version(tmp_path: Path, texts: Texts) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint")
+    exported = export(checkpoint, name="tiny", model_repo=tmp_path / "repo", forms=Forms(int8="dynamic"), texts=texts)
+    spec = load_spec(exported.folder)
+    assert exported.folder.name == "1"
+    assert exported.int8 is not None
+    assert spec.int8_engines == [engine for engine in exported.int8.parities if engine not in exported.int8.refused]
+    assert "onnx" in spec.int8_engines
+    assert "int8 dynamic for onnx: 2 languages within the limits" in exported.describe()
+    assert "| `model_int8.onnx` | int8" in (exported.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_form_without_texts_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="give --data FOLDER, or --texts FILE"):
         export(tmp_path, name="tiny", model_repo=tmp_path / "repo", forms=Forms(("fp16",)))
