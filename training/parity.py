@@ -18,6 +18,8 @@ from training.errors import ExportError
 
 # Two neighbours of one text so close to each other, by the model itself, are equally right.
 TIE = 0.01
+# Among fewer, two that change places weigh as much as all the rest.
+RANKED_TEXTS_MIN = 10
 # Languages that translations are searched in, the first that there is.
 PIVOTS = ("eng_Latn", "en")
 
@@ -57,7 +59,7 @@ class Loss:
 
     mean_cosine, worst_cosine: between the vectors of a text.   neighbours: the share of texts whose nearest other text
     of the language, by the form, is by the model the nearest too, or within 0.01 of it.   rank: Spearman's correlation
-    of how near the language's other texts are to a text, averaged over the texts; 1 below three texts.   bitext_drop:
+    of how near the language's other texts are to a text, averaged over the texts; 1 below ten texts.   bitext_drop:
     the share of texts that find their translation in the pivot language by the model (or a text as near, within 0.01)
     less the share that do so by the form; None without translations.
     """
@@ -148,7 +150,7 @@ def loss(wanted: Vectors, found: Vectors, bitext_drop: float | None = None) -> L
         mean_cosine=float(cosines.mean()),
         worst_cosine=float(cosines.min()),
         neighbours=_neighbours(wanted, found),
-        rank=rank_agreement(wanted, found),
+        rank=rank_agreement(wanted, found) if len(cosines) >= RANKED_TEXTS_MIN else 1.0,
         bitext_drop=bitext_drop,
     )
 
