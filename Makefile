@@ -17,8 +17,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
+# Hugging Face optimum lives with older transformers, so in an environment of its own.
+OPTIMUM_VENV ?= .venv-optimum
+OPTIMUM_STAMP := $(OPTIMUM_VENV)/.installed-optimum
+OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-optimum.txt
+# The checkpoint for `make export-optimum`.
+CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality clean
+.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -68,8 +74,12 @@ quality: $(TEST_STAMP)  ## what each engine and precision loses, on the shipped 
 	    --engine $${each%/*} --precision $${each#*/} || exit 1; \
 	done
 
+export-optimum: $(OPTIMUM_STAMP) $(TEST_STAMP)  ## CHECKPOINT by optimum too: fp32, O2 and int8, held to the same gate
+	$(OPTIMUM_VENV)/bin/python training/optimum_export.py "$(CHECKPOINT)" build/optimum
+	$(BIN)/python -m training gate-optimum "$(CHECKPOINT)" build/optimum --data "$(ME5_DATA)"
+
 clean:  ## the environment and caches; runs/ and model_repo/ stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPTIMUM_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "me5 needs Python 3.11 or newer; make PYTHON=python3.11 …")'
@@ -83,4 +93,10 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
 	$(PIP) -e '.[cpu,openvino,triton,training,mteb,dev]'
+	touch $@
+
+$(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python
+	$(BIN)/python -m venv $(OPTIMUM_VENV)
+	$(OPTIMUM_PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
+	$(OPTIMUM_PIP) -e '.[optimum]'
 	touch $@

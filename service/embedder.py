@@ -35,7 +35,7 @@ from service.model import read_model
 from service.opening import candidates_for, config_of, limits_of, prove_host
 from service.recipe.golden import prove
 from service.recipe.prompts import Role
-from service.recipe.spec import INT8_FILES, MODEL_FILE, graph_files, verify_files
+from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -87,7 +87,7 @@ class Embedder:
             return
         folder, spec = self.model.folder, self.model.spec
         # The graph is checked by the process that opens it.
-        large = graph_files(spec, MODEL_FILE, *INT8_FILES.values())
+        large = graph_files(spec, *GRAPH_FILES)
         verify_files(folder, spec, [name for name in spec.files if name not in large])
         candidates = candidates_for(self.settings, spec)
         for left, choice in enumerate(candidates, start=1 - len(candidates)):

@@ -43,7 +43,7 @@ HOMES = {
     "onnxruntime": {"service.engine_onnx", "service.pull", "training"},
     "openvino": {"service.engine_openvino", "training"},
     "huggingface_hub": {"service.pull"},
-    "typer": {"service.__main__", "training.__main__", "training.terminal", "training.evaluation_commands"},
+    "typer": {"service.__main__", "training"},
     "prometheus_client": {"service.metrics", "service.api.ops"},
     "torch": {"training"},
     "transformers": {"training"},
@@ -53,6 +53,7 @@ HOMES = {
     "sentence_transformers": {"training.transformer_system"},
     "bm25s": {"training.candidates", "training.words"},
     "mteb": {"training.mteb_bridge", "training.mteb_protocols"},
+    "tensorrt": {"training.tensorrt_build"},
 }
 
 

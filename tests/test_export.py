@@ -26,16 +26,15 @@ from training.export import (
     Proof,
     Weights,
     check,
-    choose_version,
     compare,
     export,
     prove_with,
-    unfinished_version,
     write_graph,
 )
 from training.quantize import input_gains, quantize_symmetric
 from training.sentence_folder import read_sentence_folder
 from training.sentence_model import load_sentence_model, torch_run
+from training.versions import choose_version, unfinished_version
 
 TEXTS = [
     "boats",
@@ -118,11 +117,12 @@ def test_openvino_gives_the_same_vectors_as_onnx_runtime(version: Version) -> No
     np.testing.assert_allclose(found, version.embed(TEXTS, "query"), atol=1e-5)
 
 
-def test_a_version_holds_four_files_and_says_what_it_was_trained_with(version: Version) -> None:
+def test_a_version_holds_its_files_and_says_what_it_was_trained_with(version: Version) -> None:
     assert sorted(file.name for file in version.folder.iterdir()) == [
-        "golden.json", "model.onnx", "spec.json", "tokenizer.json"
+        "README.md", "golden.json", "model.onnx", "spec.json", "tokenizer.json"
     ]  # fmt: skip
     spec = load_spec(version.folder)
+    assert sorted(spec.files) == ["golden.json", "model.onnx", "tokenizer.json"]
     assert (spec.name, spec.dimension, spec.max_tokens, spec.pad_id) == ("tiny", DIMENSION, 512, 1)
     assert (spec.prompts.query, spec.prompts.passage, spec.weights) == ("query: ", "passage: ", version.weights)
     assert str(version.checkpoint.parent) not in (version.folder / "spec.json").read_text(encoding="utf-8")
@@ -216,7 +216,9 @@ def test_the_proof_notices_the_vectors_of_another_checkpoint(checkpoint: Path, t
         check(compare(other, recipe, golden), golden.bounds["fp32"])
 
 
-@pytest.mark.parametrize("proof", [Proof(float("nan"), 1, 0), Proof(1, 0.99, 0), Proof(1, 1, 1e-3)])
+@pytest.mark.parametrize(
+    "proof", [Proof(float("nan"), 1, 0, 1), Proof(1, 0.99, 0, 1), Proof(1, 1, 1e-3, 1), Proof(1, 1, 0, 0.9)]
+)
 def test_any_one_failing_figure_refuses_the_version(proof: Proof) -> None:
     with pytest.raises(ExportError):
         check(proof, 0.9999)

@@ -22,13 +22,13 @@ from service.recipe.prompts import format_text
 from service.recipe.spec import INT8_FILES, INT8_REPORT_FILE, load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad, tokenize
 from service.settings import EngineName
-from training import fused_graph, int8
+from training import fused_graph, int8, int8_graphs
 from training.collection import Recipe
 from training.errors import DataError, ExportError
+from training.gate_texts import Texts, texts_of_file
 from training.graph_weights import read_encoder
-from training.int8 import calibration_batches, find_shape, quantize, write_onnx_int8
-from training.int8_gate import loss, losses
-from training.int8_texts import Texts, texts_of_file
+from training.int8 import calibration_batches, quantize
+from training.int8_graphs import find_shape, write_onnx_int8
 from training.plain_graph import plain_graph
 
 ENGINES: list[EngineName] = ["onnx", "openvino"]
@@ -71,7 +71,7 @@ def version(tmp_path_factory: pytest.TempPathFactory, texts: Texts) -> Path:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     found = quantize(folder, texts)
     assert found.folder == folder.parent / "2"
-    assert not found.refused
+    assert not found.result.refused
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     return found.folder
 
@@ -116,6 +116,27 @@ def test_a_text_has_one_int8_vector_whatever_it_is_batched_with(version: Path) -
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+def test_dynamic_int8_passes_the_gate_and_depends_on_the_batch_as_static_does_not(
+    version: Path, texts: Texts, tmp_path: Path
+) -> None:
+    folder = tmp_path / "me5_nano" / "1"
+    shutil.copytree(SHIPPED, folder)
+    found = quantize(folder, texts, engines=["onnx"], method="dynamic")
+    spec, rows = load_spec(found.folder), golden_rows(found.folder)
+    assert spec.int8_engines == ["onnx"]
+    assert json.loads((found.folder / INT8_REPORT_FILE).read_text(encoding="utf-8"))["method"] == "dynamic"
+    operators = {node.op_type for node in onnx.load(found.folder / INT8_FILES["onnx"]).graph.node}
+    assert "MatMulInteger" in operators
+    assert not operators & {"QAttention", "Attention"}
+    moved = {}
+    for method, quantised in (("dynamic", found.folder), ("static", version)):
+        running = open_engine(quantised, spec, engine="onnx", precision="int8")
+        alone = np.concatenate([running.run(pad([row], spec.pad_id)) for row in rows])
+        moved[method] = np.abs(running.run(pad(rows, spec.pad_id)) - alone).max()
+    # Why static is the default: 2e-3 against 2e-7 when this was written.
+    assert moved["dynamic"] > 100 * moved["static"]
+
+
 @pytest.mark.parametrize(("name", "heads"), [("small", 12), ("base", 12)])
 def test_a_pulled_graph_is_rebuilt_exactly_and_keeps_its_names_in_int8(
     tmp_path: Path, texts: Texts, small_tokenizer: Path, name: Shape, heads: int
@@ -131,7 +152,7 @@ def test_a_pulled_graph_is_rebuilt_exactly_and_keeps_its_names_in_int8(
     assert find_shape(encoder, folder, spec, batches[0], tmp_path) == fused_graph.Shape(heads, spec.pad_id)
     write_onnx_int8(folder, spec, batches, folder / INT8_FILES["onnx"])
     running = open_engine(folder, spec, engine="onnx", precision="int8")
-    held = pad(recipe.rows(texts.gate, "query"), spec.pad_id)
+    held = pad(recipe.rows(texts.gate.texts, "query"), spec.pad_id)
     found, wanted = vectors_of(running.run(held), held), vectors_of(open_engine(folder, spec).run(held), held)
     assert (found * wanted).sum(axis=1).min() >= 0.99
 
@@ -140,7 +161,7 @@ def test_a_graph_that_is_no_encoder_or_is_read_wrongly_is_refused(
     tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The right number of heads and a wrong one: each that is tried costs a graph.
-    monkeypatch.setattr(int8, "HEAD_WIDTHS", (32, 64))
+    monkeypatch.setattr(int8_graphs, "HEAD_WIDTHS", (32, 64))
     folder = tmp_path / "me5_nano" / "1"
     shutil.copytree(SHIPPED, folder)
     spec = load_spec(folder)
@@ -188,27 +209,17 @@ def test_a_language_below_its_bound_is_named_and_nothing_is_written(
         scales.CopyFrom(numpy_helper.from_array(values, scales.name))
         onnx.save(model, path)
 
-    monkeypatch.setitem(int8._WRITERS, "onnx", sabotaged)
-    with pytest.raises(ExportError, match=r"onnx is not written: ja lost more.*mean cosine ≥ 0.99(.|\n)*calibrate"):
+    monkeypatch.setitem(int8.WRITERS, "int8 static for onnx", sabotaged)
+    with pytest.raises(
+        ExportError, match=r"onnx is not written.*1 of 4 languages: ja: mean cosine -?0\.\d+ \(≥ 0\.99\).*calibrate"
+    ):
         quantize(folder, texts, engines=["onnx"])
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-def test_a_loss_that_is_not_a_number_fails_and_neighbours_are_counted() -> None:
-    chance = np.random.default_rng(0)
-    vectors = chance.normal(size=(20, 8)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert loss(vectors, vectors).passed
-    assert loss(vectors, vectors).neighbours == 1
-    assert loss(vectors, vectors[::-1]).neighbours < 0.5
-    assert not loss(vectors, np.full_like(vectors, np.nan)).passed
-    both = losses(["a"] * 10 + ["b"] * 10, vectors, np.concatenate([vectors[:10], -vectors[10:]]))
-    assert (both["a"].passed, both["b"].passed) == (True, False)
-
-
 def test_calibration_and_gate_share_no_text_and_a_thin_language_is_named(tmp_path: Path, texts: Texts) -> None:
-    assert not set(texts.calibration) & set(texts.gate)
-    assert set(texts.languages) == set(SENTENCES)
+    assert not set(texts.calibration) & set(texts.gate.texts)
+    assert set(texts.gate.languages) == set(SENTENCES)
     path = tmp_path / "thin.jsonl"
     path.write_text("".join(json.dumps({"lang": "xx", "text": f"t{n}"}) + "\n" for n in range(7)), encoding="utf-8")
     with pytest.raises(DataError, match="xx has less than 8"):

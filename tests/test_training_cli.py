@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,8 @@ def run(*arguments: str, torch: bool = True, data: str | None = None) -> subproc
 
 COMMANDS = [
     *("", "bootstrap", "prepare", "filter", "pretrain", "mine", "teach", "score", "finetune", "instruct", "synthesise"),
-    *("run", "ablate", "export", "quantize", "evaluate", "compare", "report", "audit", "mteb"),
+    *("run", "ablate", "evaluate", "compare", "report", "audit", "mteb"),
+    *("export", "quantize", "export-tensorrt", "gate-optimum", "card"),
 ]
 
 
@@ -105,6 +107,10 @@ def test_prepare_and_the_three_stages_are_one_road(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "repo" / "toy" / "1" / "model.onnx").is_file()
+    for folder in (tmp_path / "run" / "finetune" / "latest", tmp_path / "repo" / "toy" / "1"):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "| stage | finetune |" in card
+        assert re.search(r"\| questions \| \d+ \|", card)
 
 
 def test_a_stage_whose_pairs_are_not_prepared_says_how(tmp_path: Path) -> None:

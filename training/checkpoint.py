@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from service.recipe.prompts import E5_PROMPTS, Prompts
 from training.bootstrap_config import TrainConfig
+from training.card_facts import MANIFEST_FILE
 from training.data import Source
+from training.model_card import write_checkpoint_card
 
 MAX_TOKENS = 512
 STATE_FILE = "training_state.pt"
-MANIFEST_FILE = "run.json"
 LATEST = "latest"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -89,7 +90,8 @@ def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_se
         "pairs_seen": pairs_seen,
         "finished": step >= config.layers.steps,
         "settings": config.model_dump(),
-        "data": {source.name: {"sha256": source.sha256, "licence": source.licence} for source in sources},
+        "data": {source.name: {"sha256": source.sha256} for source in sources},
+        "sources": {source.name: {"pairs": source.pair_count, "licence": source.licence} for source in sources},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
 
@@ -119,6 +121,7 @@ def save_checkpoint(
         write_layout(unfinished)
     weights = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
     write_json(unfinished / MANIFEST_FILE, {**manifest, "weights_sha256": weights})
+    write_checkpoint_card(unfinished)
     torch.save(state, unfinished / STATE_FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

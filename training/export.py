@@ -1,70 +1,92 @@
 """A checkpoint becomes a model version: model.onnx, tokenizer.json, golden.json and spec.json in one folder.
 
     python -m training export runs/me5_nano/latest --name me5_nano --weights int8
+    python -m training export runs/me5_small/latest --name me5_small --fp16 --int8 static --data DATA
 
 The graph takes token ids and gives unit vectors: pooling and normalisation are traced from the functions that serving
 uses. A version is proved before it is seen: the written file, run by the gateway's own engine, must give the vectors of
-the checkpoint on the golden texts, each alone and all padded together. Then one finished folder is renamed into place.
+the checkpoint on the golden texts, each alone and all padded together. Every other form of it (float16 for GPUs, int8)
+is held to that graph by the parity gate, language by language. Then one finished folder is renamed into place.
 """
 
-import logging
 import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
-import torch
 
 from service.engine import open_engine
 from service.recipe.golden import Golden, GoldenItem, save_golden
 from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, TOKENIZER_FILE, ModelSpec, file_sha256, save_spec
 from service.recipe.tokens import load_tokenizer, pad
-from training.collection import Recipe, Run, Vectors
+from training.collection import Recipe, Run, Vectors, embed_collection
 from training.errors import ExportError
+from training.float16_forms import Float16Form, add_float16
+from training.gate_texts import Texts
 from training.golden_texts import golden_texts
+from training.int8 import Int8Method, Int8Result, add_int8
+from training.model_card import keep_facts, write_version_card
+from training.parity import Parity, rank_agreement
 from training.quantize import quantize_weights
 from training.sentence_folder import SentenceFolder, read_sentence_folder
 from training.sentence_model import SentenceModel, load_sentence_model, torch_run
+from training.tracing import EXTERNAL_ABOVE_BYTES, trace
+from training.versions import choose_version, unfinished_version
 
 Weights = Literal["float32", "int8"]
 
-# 18 is the newest that every server at hand reads: Triton's stock backend ships an ONNX Runtime of 2024.
-OPSET = 18
-# Protocol buffers end at 2 GiB; above, weights go to a file beside the graph.
-EXTERNAL_ABOVE_BYTES = 2_000_000_000
 UNIT_LENGTH_TOLERANCE = 1e-5
 ALONE_AND_PADDED_COSINE = 0.9999
+# Of the golden texts with each other: rounding may swap two that are as near as each other, and no more.
+RANK_AGREEMENT = {"float32": 0.999, "int8": 0.99}
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the written file gives, compared with the checkpoint: smallest cosines and largest error of length."""
+    """What the written file gives, compared with the checkpoint: smallest cosines, largest error of length, and the
+    rank agreement of the golden texts (parity.py)."""
 
     worst_cosine: float
     worst_alone_to_padded: float
     worst_length_error: float
+    rank: float
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished version."""
+    """A finished version.   parities: of its float16 forms.   int8: of its int8 graphs, where some were asked for."""
 
     folder: Path
     total_bytes: int
     proof: Proof
+    parities: Sequence[Parity] = field(default_factory=tuple)
+    int8: Int8Result | None = None
 
     def describe(self) -> str:
-        """One line for the terminal."""
-        return (
+        """For the terminal."""
+        lines = [
             f"{self.folder}: {self.total_bytes:,} bytes; cosine to the checkpoint ≥ {self.proof.worst_cosine:.6f}, "
-            f"alone to padded ≥ {self.proof.worst_alone_to_padded:.6f}"
-        )
+            f"alone to padded ≥ {self.proof.worst_alone_to_padded:.6f}, rank agreement {self.proof.rank:.5f}",
+            *(parity.sentence() for parity in self.parities),
+            *(parity.sentence() for parity in (self.int8.parities.values() if self.int8 else ())),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What a version holds beside its float32 graph.   Any of it needs texts that it is held to."""
+
+    float16: tuple[Float16Form, ...] = ()
+    int8: Int8Method | None = None
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether there is anything to hold to texts."""
+        return bool(self.float16) or self.int8 is not None
 
 
 def bounds(weights: Weights) -> dict[str, float]:
@@ -80,8 +102,18 @@ def export(
     weights: Weights = "float32",
     version: int | None = None,
     max_bytes: int | None = None,
+    forms: Forms | None = None,
+    texts: Texts | None = None,
+    result: Path | None = None,
+    licence: str | None = None,
 ) -> Exported:
-    """Write, prove and publish model_repo/name/version. On any error nothing is left behind."""
+    """Write, prove and publish model_repo/name/version. On any error nothing is left behind.
+
+    texts: what the forms are calibrated on and held to.   result, licence: for the model card.
+    """
+    forms = forms or Forms()
+    if forms.needs_texts and texts is None:
+        raise ExportError("float16 and int8 are held to texts in every language; give --data FOLDER, or --texts FILE")
     folder = read_sentence_folder(checkpoint)
     target = choose_version(model_repo / name, version)
     model = load_sentence_model(checkpoint)
@@ -93,41 +125,23 @@ def export(
         save_golden(staging / GOLDEN_FILE, golden)
         spec = save_spec(staging, describe_version(folder, name, weights))
         proof = compare(run_of(staging, spec), recipe, golden)
-        check(proof, golden.bounds["fp32"])
+        check(proof, golden.bounds["fp32"], RANK_AGREEMENT[weights])
+        parities: list[Parity] = []
+        int8: Int8Result | None = None
+        if texts is not None and forms.float16:
+            wanted = embed_collection(run_of(staging, spec), recipe, texts.gate.texts, "query", progress=True)
+            parities = add_float16(staging, spec, model, recipe, golden, forms.float16, texts.gate, wanted)
+        if texts is not None and forms.int8 is not None:
+            int8 = add_int8(staging, spec, recipe, texts, method=forms.int8)
+        keep_facts(checkpoint, staging, result)
+        spec = save_spec(staging, spec)
+        write_version_card(staging, spec, licence=licence)
         total_bytes = sum(file.stat().st_size for file in staging.iterdir())
         if max_bytes is not None and total_bytes > max_bytes:
             raise ExportError(
                 f"the version has {total_bytes:,} bytes, allowed are {max_bytes:,}; try --weights int8, or fewer tokens"
             )
-    return Exported(target, total_bytes, proof)
-
-
-def choose_version(model_folder: Path, wanted: int | None) -> Path:
-    """The folder of the wanted version, which must be new; without one, of the number after the highest."""
-    there = [int(path.name) for path in model_folder.glob("*") if path.name.isdecimal()]
-    version = max(there, default=0) + 1 if wanted is None else wanted
-    if version in there:
-        raise ExportError(f"{model_folder / str(version)} exists, and versions are never edited; leave --version out")
-    return model_folder / str(version)
-
-
-@contextmanager
-def unfinished_version(target: Path) -> Iterator[Path]:
-    """A folder beside the target that becomes the target if the block succeeds, and is removed if it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A name that is no number: neither the gateway nor Triton takes it for a version.
-    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp's folders are private; a server runs as another user
-        try:
-            staging.rename(target)
-        except OSError as error:
-            raise ExportError(f"can't rename {staging} to {target}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not any(target.parent.iterdir()):
-            target.parent.rmdir()
+    return Exported(target, total_bytes, proof, parities, int8)
 
 
 def prove_with(run: Run, recipe: Recipe, allowed: dict[str, float]) -> Golden:
@@ -176,46 +190,6 @@ def write_graph(
     onnx.checker.check_model(str(path))
 
 
-def trace(model: SentenceModel, pad_id: int, path: Path, *, external: bool) -> None:
-    """Write the float32 graph.
-
-    input_ids, attention_mask: int64[batch, sequence].   sentence_embedding: float32[batch, D], of length one.
-    sentence_mean: the same before it is scaled.
-    """
-    # Two rows and some padding: an example of one row, or without padding, is traced as if it were always so.
-    ids = torch.full((2, 8), pad_id, dtype=torch.int64)
-    ids[0, :] = ids[1, :5] = 0
-    axes = {0: "batch", 1: "sequence"}
-    with quiet_exporter():
-        torch.onnx.export(
-            model.eval(),
-            (ids, (ids != pad_id).long()),
-            path,
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=external,
-            input_names=["input_ids", "attention_mask"],
-            # "embedding" as an output's name collides with a node's and makes an invalid file.
-            output_names=["sentence_embedding", "sentence_mean"],
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-            verbose=False,
-        )
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says about packages and axis names; none of it is about this graph."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def run_of(folder: Path, spec: ModelSpec) -> Run:
     """A written version, as the gateway's reference engine computes it."""
     return open_engine(folder, spec, engine="onnx", precision="fp32").run
@@ -232,6 +206,7 @@ def compare(run: Run, recipe: Recipe, golden: Golden) -> Proof:
         worst_cosine=min(worst_cosine(alone, wanted), worst_cosine(padded, wanted)),
         worst_alone_to_padded=worst_cosine(alone, padded),
         worst_length_error=float(np.abs(lengths - 1).max()),
+        rank=min(rank_agreement(wanted, alone), rank_agreement(wanted, padded)),
     )
 
 
@@ -242,17 +217,19 @@ def worst_cosine(left: Vectors, right: Vectors) -> float:
     return float(np.min(products / lengths))
 
 
-def check(proof: Proof, bound: float) -> None:
+def check(proof: Proof, bound: float, rank_bound: float = RANK_AGREEMENT["float32"]) -> None:
     """Refuse a version whose vectors are not the checkpoint's. A value that is not a number passes no comparison."""
     passed = (
         proof.worst_cosine >= bound
         and proof.worst_alone_to_padded >= ALONE_AND_PADDED_COSINE
         and proof.worst_length_error <= UNIT_LENGTH_TOLERANCE
+        and proof.rank >= rank_bound
     )
     if not passed:
         raise ExportError(
             "the written model does not give the checkpoint's vectors: "
             f"cosine {proof.worst_cosine:.6f} (bound {bound}), "
             f"alone to padded {proof.worst_alone_to_padded:.6f} (bound {ALONE_AND_PADDED_COSINE}), "
-            f"length off by {proof.worst_length_error:.1e} (bound {UNIT_LENGTH_TOLERANCE}); nothing was written"
+            f"length off by {proof.worst_length_error:.1e} (bound {UNIT_LENGTH_TOLERANCE}), "
+            f"rank agreement {proof.rank:.5f} (bound {rank_bound}); nothing was written"
         )

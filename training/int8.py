@@ -2,21 +2,19 @@
 
     python -m training quantize model_repo/me5_nano/1 --data DATA
 
-model_int8.onnx is for ONNX Runtime (fused_graph.py), model_int8_openvino.onnx for OpenVINO (quantised by nncf). Each is
-held, language by language, to the vectors that the version gives in fp32 on texts that it was not calibrated on; one
-that falls below a bound is not written. int8.json in the version says what each language loses.
+model_int8.onnx is for ONNX Runtime, model_int8_openvino.onnx for OpenVINO (int8_graphs.py). Each is held, language by
+language, to the vectors that the version gives in fp32 on texts that it was not calibrated on (parity.py); one that
+falls below a limit is not written. int8.json in the version says what each language loses.
 """
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 
 from service.engine import open_engine, vectors_of
 from service.recipe.golden import Golden, Precision, load_golden, save_golden
@@ -24,7 +22,6 @@ from service.recipe.spec import (
     GOLDEN_FILE,
     INT8_FILES,
     INT8_REPORT_FILE,
-    MODEL_FILE,
     SPEC_FILE,
     TOKENIZER_FILE,
     ModelSpec,
@@ -32,76 +29,102 @@ from service.recipe.spec import (
     save_spec,
 )
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad
-from training.calibration import input_scales, observe
 from training.collection import Recipe, Run, Vectors, embed_collection
 from training.errors import ExportError
-from training.export import choose_version, unfinished_version
-from training.fused_graph import Shape, activation_names, fused_graph
-from training.graph_weights import Encoder, read_encoder
-from training.int8_gate import MEAN_COSINE_MIN, NEIGHBOURS_MIN, WORST_COSINE_MIN, Loss, losses, table
-from training.int8_texts import Texts
-from training.plain_graph import plain_graph
-from training.quantize import quantize_weights
+from training.gate_texts import Texts
+from training.int8_graphs import write_onnx_dynamic, write_onnx_int8, write_openvino_int8
+from training.model_card import write_version_card
+from training.parity import INT8, Parity, hold, table
+from training.versions import choose_version, unfinished_version
 
 EngineName = Literal["onnx", "openvino"]
+Int8Method = Literal["static", "dynamic"]
 
-# The fused graph in float32 has to be the same function as the graph it was read from.
-FUSED_ERROR_MAX = 1e-4
-# Rounding alone: with this number of heads no other has to be tried.
-FUSED_ERROR_SURE = 1e-5
-HEAD_WIDTHS = (64, 32, 128, 16, 8)
 BATCH_ROWS = 16
-# Of these, nncf gets every fourth, each alone.
-FEED_EVERY = 4
 GOLDEN_BOUND_MAX = 0.999
 
 
 @dataclass(frozen=True)
+class Int8Result:
+    """What each engine's graph loses.   Those that lost too much are not in the version."""
+
+    parities: dict[EngineName, Parity]
+
+    @property
+    def refused(self) -> list[EngineName]:
+        """The engines whose graph lost too much in some language."""
+        return [engine for engine, parity in self.parities.items() if parity.failed]
+
+
+@dataclass(frozen=True)
 class Quantized:
-    """What came of it.   lost: by engine and language.   refused: engines whose graph fell below a bound."""
+    """A finished version, and what its int8 graphs lose."""
 
     folder: Path
-    lost: dict[str, dict[str, Loss]]
-    refused: Sequence[str]
+    result: Int8Result
 
     def describe(self) -> str:
         """For the terminal."""
-        parts = [f"{engine}: {_sentence(engine, found)}\n{table(found)}" for engine, found in self.lost.items()]
+        parts = [f"{parity.sentence()}\n{table(parity.lost)}" for parity in self.result.parities.values()]
         return "\n\n".join([*parts, f"{self.folder}"])
 
 
-def quantize(folder: Path, texts: Texts, *, engines: Sequence[EngineName] = ("onnx", "openvino")) -> Quantized:
+def quantize(
+    folder: Path,
+    texts: Texts,
+    *,
+    engines: Sequence[EngineName] = ("onnx", "openvino"),
+    method: Int8Method = "static",
+) -> Quantized:
     """Write the next version beside `folder`. Raises ExportError where no graph passes; nothing is left behind then."""
     spec = load_spec(folder)
     recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), spec.prompts, spec.max_tokens, spec.pad_id)
-    batches = calibration_batches(recipe, texts.calibration)
-    wanted = _embed(_run(folder, spec, "onnx", "fp32"), recipe, texts.gate)
-    golden = load_golden(folder / GOLDEN_FILE)
-    lost: dict[str, dict[str, Loss]] = {}
     target = choose_version(folder.resolve().parent, None)
     with unfinished_version(target) as staging:
         for path in folder.iterdir():
             if path.name not in (SPEC_FILE, INT8_REPORT_FILE, *INT8_FILES.values()):
                 shutil.copyfile(path, staging / path.name)
-        worst_golden = 1.0
-        for engine in engines:
-            path = staging / INT8_FILES[engine]
-            _WRITERS[engine](folder, spec, batches, path)
-            run = _run(staging, spec, engine, "int8")
-            lost[engine] = losses(texts.languages, wanted, _embed(run, recipe, texts.gate))
-            if all(item.passed for item in lost[engine].values()):
-                worst_golden = min(worst_golden, _worst_golden(run, recipe, golden))
-            else:
-                path.unlink()
-        refused = [engine for engine in engines if not (staging / INT8_FILES[engine]).exists()]
-        if len(refused) == len(engines):
-            raise ExportError("\n".join(_sentence(engine, lost[engine]) for engine in refused))
-        # Half as far again as here is left to processors that add in another order.
-        bound = round(min(GOLDEN_BOUND_MAX, 1 - 1.5 * (1 - worst_golden)), 5)
-        save_golden(staging / GOLDEN_FILE, Golden(golden.source, {**golden.bounds, "int8": bound}, golden.items))
-        (staging / INT8_REPORT_FILE).write_text(_report(lost, refused), encoding="utf-8")
-        save_spec(staging, spec)
-    return Quantized(target, lost, refused)
+        result = add_int8(staging, spec, recipe, texts, engines=engines, method=method)
+        write_version_card(staging, save_spec(staging, spec))
+    return Quantized(target, result)
+
+
+def add_int8(
+    folder: Path,
+    spec: ModelSpec,
+    recipe: Recipe,
+    texts: Texts,
+    *,
+    engines: Sequence[EngineName] = ("onnx", "openvino"),
+    method: Int8Method = "static",
+) -> Int8Result:
+    """Write int8 graphs, int8.json and the golden bound into an unfinished version.
+
+    method: of the graph for ONNX Runtime; OpenVINO's is static always.   Raises ExportError where no graph passes.
+    """
+    batches = calibration_batches(recipe, texts.calibration)
+    wanted = _embed(_run(folder, spec, "onnx", "fp32"), recipe, texts.gate.texts)
+    golden = load_golden(folder / GOLDEN_FILE)
+    parities: dict[EngineName, Parity] = {}
+    worst_golden = 1.0
+    for engine in engines:
+        path = folder / INT8_FILES[engine]
+        form = _form(engine, method)
+        WRITERS[form](folder, spec, batches, path)
+        run = _run(folder, spec, engine, "int8")
+        parities[engine] = hold(form, INT8, texts.gate, wanted, _embed(run, recipe, texts.gate.texts))
+        if parities[engine].failed:
+            path.unlink()
+        else:
+            worst_golden = min(worst_golden, _worst_golden(run, recipe, golden))
+    result = Int8Result(parities)
+    if len(result.refused) == len(engines):
+        raise ExportError("\n".join(parity.sentence() for parity in parities.values()))
+    # Half as far again as here is left to processors that add in another order.
+    bound = round(min(GOLDEN_BOUND_MAX, 1 - 1.5 * (1 - worst_golden)), 5)
+    save_golden(folder / GOLDEN_FILE, Golden(golden.source, {**golden.bounds, "int8": bound}, golden.items))
+    (folder / INT8_REPORT_FILE).write_text(_report(result, method), encoding="utf-8")
+    return result
 
 
 def calibration_batches(recipe: Recipe, texts: Sequence[str]) -> list[TokenBatch]:
@@ -112,89 +135,15 @@ def calibration_batches(recipe: Recipe, texts: Sequence[str]) -> list[TokenBatch
     return [pad(rows[start : start + BATCH_ROWS], recipe.pad_id) for start in range(0, len(rows), BATCH_ROWS)]
 
 
-def write_onnx_int8(folder: Path, spec: ModelSpec, batches: list[TokenBatch], path: Path) -> None:
-    """The fused graph for ONNX Runtime, its scales found on the batches."""
-    encoder = read_encoder(onnx.load(folder / MODEL_FILE))
-    with tempfile.TemporaryDirectory(prefix="me5-int8-") as scratch:
-        shape = find_shape(encoder, folder, spec, batches[0], Path(scratch))
-        names = activation_names(encoder)
-        run = _session(fused_graph(encoder, shape, spec, show=True), spec, Path(scratch), names)
-        seen = observe(lambda batch: dict(zip(names, run(batch), strict=True)), batches)
-    onnx.save(fused_graph(encoder, shape, spec, input_scales(encoder, seen)), path)
-
-
-def find_shape(encoder: Encoder, folder: Path, spec: ModelSpec, batch: TokenBatch, scratch: Path) -> Shape:
-    """The number of heads with which the fused float32 graph gives what the version's own graph gives."""
-    wanted = vectors_of(_run(folder, spec, "onnx", "fp32")(batch), batch)
-    errors: dict[int, float] = {}
-    for width in HEAD_WIDTHS:
-        if encoder.width % width == 0:
-            shape = Shape(encoder.width // width, spec.pad_id)
-            found = vectors_of(
-                _session(fused_graph(encoder, shape, spec), spec, scratch, [spec.output])(batch)[0], batch
-            )
-            errors[shape.heads] = float(np.abs(found - wanted).max())
-            if errors[shape.heads] <= FUSED_ERROR_SURE:
-                break
-    best = min(errors, key=lambda heads: errors[heads])
-    if not errors[best] <= FUSED_ERROR_MAX:
-        raise ExportError(
-            f"the graph was not understood: rebuilt with {best} heads its vectors are off by {errors[best]:.1e}, "
-            f"allowed is {FUSED_ERROR_MAX}; export or pull the plain graph"
-        )
-    return Shape(best, spec.pad_id)
-
-
-def write_openvino_int8(folder: Path, spec: ModelSpec, batches: list[TokenBatch], path: Path) -> None:
-    """nncf's static quantisation with SmoothQuant of the version's own graph; token tables stay as int8 tables."""
-    import nncf
-
-    encoder = read_encoder(onnx.load(folder / MODEL_FILE))
-    with tempfile.TemporaryDirectory(prefix="me5-int8-") as scratch:
-        shape = find_shape(encoder, folder, spec, batches[0], Path(scratch))
-    model = plain_graph(encoder, shape, spec)
-    quantize_weights(model, matrices=False)
-    # Each alone and without padding, which nncf would count as text.
-    feeds = [_feed(spec, _row(batch, row)) for batch in batches for row in range(0, batch.rows, FEED_EVERY)]
-    quantised = nncf.quantize(
-        model,
-        nncf.Dataset(feeds),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(feeds),
-        fast_bias_correction=True,
-    )
-    onnx.save(quantised, path)
-
-
-_WRITERS: dict[EngineName, Callable[[Path, ModelSpec, list[TokenBatch], Path], None]] = {
-    "onnx": write_onnx_int8,
-    "openvino": write_openvino_int8,
+WRITERS: dict[str, Callable[[Path, ModelSpec, list[TokenBatch], Path], None]] = {
+    "int8 static for onnx": write_onnx_int8,
+    "int8 dynamic for onnx": write_onnx_dynamic,
+    "int8 static for openvino": write_openvino_int8,
 }
 
 
-def _session(
-    model: onnx.ModelProto, spec: ModelSpec, scratch: Path, names: list[str]
-) -> Callable[[TokenBatch], list[Vectors]]:
-    """A graph of any size as a function of a batch: its weights lie in a file, since protobuf ends at 2 GiB."""
-    import onnxruntime
-
-    path = scratch / "fused.onnx"
-    path.unlink(missing_ok=True)
-    (scratch / "fused.bin").unlink(missing_ok=True)
-    onnx.save(model, path, save_as_external_data=True, location="fused.bin")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    return lambda batch: session.run(names, _feed(spec, batch))
-
-
-def _row(batch: TokenBatch, row: int) -> TokenBatch:
-    size = int(batch.mask[row].sum())
-    return TokenBatch(batch.ids[row : row + 1, :size], batch.mask[row : row + 1, :size])
-
-
-def _feed(spec: ModelSpec, batch: TokenBatch) -> dict[str, np.ndarray]:
-    feed = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": np.zeros_like(batch.ids)}
-    return {name: feed[name] for name in spec.inputs}
+def _form(engine: EngineName, method: Int8Method) -> str:
+    return f"int8 {method if engine == 'onnx' else 'static'} for {engine}"
 
 
 def _run(folder: Path, spec: ModelSpec, engine: EngineName, precision: Precision) -> Run:
@@ -212,22 +161,15 @@ def _worst_golden(run: Run, recipe: Recipe, golden: Golden) -> float:
     return float((found * np.stack([item.vector for item in golden.items])).sum(axis=1).min())
 
 
-def _sentence(engine: str, lost: dict[str, Loss]) -> str:
-    failed = {language: item for language, item in lost.items() if not item.passed}
-    if not failed:
-        return f"{len(lost)} languages within the bounds"
-    return (
-        f"the int8 graph for {engine} is not written: {', '.join(failed)} lost more than is allowed (mean cosine "
-        f"≥ {MEAN_COSINE_MIN}, worst ≥ {WORST_COSINE_MIN}, neighbours ≥ {NEIGHBOURS_MIN}); serve fp32 or bf16, or "
-        f"calibrate on texts of these languages\n{table(failed)}"
-    )
-
-
-def _report(lost: Mapping[str, dict[str, Loss]], refused: Sequence[str]) -> str:
+def _report(result: Int8Result, method: Int8Method) -> str:
     document = {
         "format": 1,
-        "bounds": {"mean_cosine": MEAN_COSINE_MIN, "worst_cosine": WORST_COSINE_MIN, "neighbours": NEIGHBOURS_MIN},
-        "refused": refused,
-        "lost": {engine: {name: asdict(item) for name, item in found.items()} for engine, found in lost.items()},
+        "method": method,
+        "bounds": asdict(INT8),
+        "refused": result.refused,
+        "lost": {
+            engine: {name: asdict(item) for name, item in parity.lost.items()}
+            for engine, parity in result.parities.items()
+        },
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

@@ -264,3 +264,15 @@ def _sha256(path: Path) -> str:
 def hashes_of(stores: Sequence[PairStore]) -> dict[str, str]:
     """Source → hash of its pairs, for the run's manifest."""
     return {store.about.name: store.about.pairs_sha256 for store in stores}
+
+
+def sources_of(stores: Sequence[PairStore]) -> dict[str, dict[str, object]]:
+    """Source → its pairs, licence and languages, for the model card."""
+    return {
+        store.about.name: {
+            "pairs": store.shape.rows,
+            "licence": store.about.licence,
+            "languages": list(store.about.languages),
+        }
+        for store in stores
+    }

@@ -12,7 +12,7 @@ from training.config import FinetuneConfig, ModelConfig, PretrainConfig, Stage, 
 from training.errors import BadTrainConfig
 from training.loop import stop_on_signal
 from training.objective import Objective
-from training.pair_store import PairStore, hashes_of, open_stores
+from training.pair_store import PairStore, hashes_of, open_stores, sources_of
 from training.prepare import check_settings
 from training.processes import join_processes
 from training.run_folder import RunFolder
@@ -80,7 +80,12 @@ def train_stage(
     def save(done: int) -> None:
         if processes.is_first:
             state = {"step": done, "optimizer": stepper.optimizer.state_dict()}
-            extra = {"pairs_seen": done * stage.batch_pairs, "steps": steps, "processes": processes.count}
+            extra: dict[str, object] = {
+                "pairs_seen": done * stage.batch_pairs,
+                "steps": steps,
+                "processes": processes.count,
+                "sources": sources_of(stores),
+            }
             folder.save(done, backbone.model, backbone.tokenizer, state, identity, extra, write_layout)
         processes.wait()
 

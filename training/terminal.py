@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,29 @@ import typer
 
 from service.errors import Me5Error
 
+# A run that was stopped, told apart from one that failed: a Makefile must not go on with it.
+STOPPED = 3
+
+Config = Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")]
 Data = Annotated[
     Path | None,
     typer.Option(envvar="ME5_DATA", help="Folder with MANIFEST.json, train/ and eval/.", show_default=False),
 ]
+Pairs = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
+]
+Mined = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Folder of the mined sources; data/NAME/mined by default.", show_default=False),
+]
+
+
+# Typer wants enumerations for closed choices.
+class StageName(StrEnum):
+    pretrain = "pretrain"
+    finetune = "finetune"
+    instruct = "instruct"
 
 
 def data_folder(given: Path | None) -> Path:

@@ -23,6 +23,14 @@ INT8_FILES: dict[Literal["onnx", "openvino"], str] = {
 }
 # What the int8 graphs lost against fp32, by language.
 INT8_REPORT_FILE = "int8.json"
+# Graphs for GPUs, where the version has them: float16 with LayerNorm and pooling in float32, in operators that every
+# reader knows, and the same with ONNX's own Attention operator.
+FP16_FILE = "model_fp16.onnx"
+FP16_ATTENTION_FILE = "model_fp16_opset23.onnx"
+# All of a version's graphs that it may have.
+GRAPH_FILES = (MODEL_FILE, *INT8_FILES.values(), FP16_FILE, FP16_ATTENTION_FILE)
+# What people read: no vector depends on it, and it is written anew when a model is measured.
+UNHASHED_FILES = ("README.md", "evaluation.json")
 
 FORMAT = 1
 
@@ -87,8 +95,9 @@ PUBLISHED: dict[str, ModelSpec] = {
 
 
 def save_spec(folder: Path, spec: ModelSpec) -> ModelSpec:
-    """Hash every file beside it and write spec.json. Returns the spec with these hashes."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SPEC_FILE)
+    """Hash every file beside it but UNHASHED_FILES, and write spec.json. Returns the spec with these hashes."""
+    unhashed = {SPEC_FILE, *UNHASHED_FILES}
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in unhashed)
     spec = replace(spec, files={name: file_sha256(folder / name) for name in names})
     text = json.dumps({"format": FORMAT, **asdict(spec)}, ensure_ascii=False, indent=2)
     (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
@@ -119,14 +128,16 @@ def load_spec(folder: Path, *, verify: bool = True) -> ModelSpec:
 
 
 def graph_file(folder: Path, spec: ModelSpec, engine: Literal["onnx", "openvino"], precision: str) -> Path:
-    """The graph that an engine opens for a precision. Raises ModelFileError where there is none for int8."""
-    if precision != "int8":
+    """The graph that an engine opens for a precision. Raises ModelFileError where it takes one of its own that is not
+    there."""
+    if precision == "int8":
+        path, how = folder / INT8_FILES[engine], f"quantize {spec.name}"
+    elif precision == "fp16" and engine == "onnx":
+        path, how = folder / FP16_FILE, f"export CHECKPOINT --name {spec.name} --fp16"
+    else:
         return folder / MODEL_FILE
-    path = folder / INT8_FILES[engine]
     if not path.is_file():
-        raise ModelFileError(
-            f"{path} is missing; make it by `python -m training quantize {spec.name}`, or set ME5_PRECISION=fp32"
-        )
+        raise ModelFileError(f"{path} is missing; make it by `python -m training {how}`, or set ME5_PRECISION=fp32")
     return path
 
 
