@@ -120,8 +120,9 @@ def test_large_instruct_is_stage_2_of_large_with_instructions_and_synthetic_pair
     stage, large = model.instruct, stages.load_config(folder / "me5_large.toml")
     assert (stage.batch_pairs, stage.epochs, stage.temperature, stage.learning_rate) == (512, 2, 0.01, 1e-5)
     assert {"batch_pairs", "epochs", "learning_rate", "temperature"} <= set(written["instruct"])
-    # Where its stage 1 lies, and what every number of stage 2 is that the report does not name again.
-    assert (model.name, model.backbone, model.seed) == (large.name, large.backbone, large.seed)
+    # Stage 1 is the same, and so is every number of stage 2 that the report does not name again.
+    assert (model.backbone, model.seed, model.pretrain) == (large.backbone, large.seed, large.pretrain)
+    assert {"batch_pairs", "steps", "learning_rate", "temperature"} <= set(written["pretrain"])
     kept = {"sources", "generic_instruction_share"}
     assert stage.model_dump(exclude=kept) == large.finetune.model_dump(exclude=kept)
     assert stage.generic_instruction_share == 0

@@ -256,6 +256,22 @@ class ModelConfig(Section):
     instruct: InstructConfig = InstructConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _has_one_second_stage(self) -> "ModelConfig":
+        if self.finetune.sources and self.instruct.sources:
+            raise ValueError("a model's second stage is `finetune` or `instruct`; give sources to one of them")
+        return self
+
+    @property
+    def second(self) -> "SecondStage":
+        """Which stage follows stage 1: what is mined and taught is its."""
+        return "instruct" if self.instruct.sources else "finetune"
+
+    @property
+    def labelled(self) -> FinetuneConfig:
+        """The settings of that stage."""
+        return self.instruct if self.second == "instruct" else self.finetune
+
     def stage(self, name: "Stage") -> "PretrainConfig | FinetuneConfig":
         """The settings of one stage."""
         if name == "pretrain":
@@ -263,6 +279,7 @@ class ModelConfig(Section):
         return self.finetune if name == "finetune" else self.instruct
 
 
+SecondStage = Literal["finetune", "instruct"]
 Stage = Literal["pretrain", "finetune", "instruct"]
 Settings = TypeVar("Settings", bound=Section)
 

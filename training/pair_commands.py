@@ -116,7 +116,7 @@ def mine(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         searcher = model or Path("runs") / settings.name / "pretrain" / "latest"
-        stores = open_stores(pairs or Path("data") / settings.name / "finetune", settings.finetune.sources)
+        stores = open_stores(pairs or Path("data") / settings.name / settings.second, settings.labelled.sources)
         folder = out or Path("data") / settings.name / "mined"
         opened = open_model(searcher, progress=True, device=device_alone())
         tokenizer = load_tokenizer(searcher / "tokenizer.json")
@@ -142,7 +142,7 @@ def score(
     prepared: Annotated[
         Path | None,
         typer.Option(
-            help="With --candidates: the pairs that were mined; data/NAME/finetune by default.", show_default=False
+            help="With --candidates: the pairs that were mined; data/NAME/STAGE by default.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -161,8 +161,8 @@ def score(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
         name, folder = teacher_of(settings, teacher), pairs or Path("data") / settings.name / "mined"
-        before = prepared or Path("data") / settings.name / "finetune"
-        stores = open_stores(before if candidates else folder, settings.finetune.sources)
+        before = prepared or Path("data") / settings.name / settings.second
+        stores = open_stores(before if candidates else folder, settings.labelled.sources)
         opened = open_cross_encoder(name, torch.device(device_alone()), settings.teach.max_tokens)
         window = range(settings.mine.rank_from, settings.mine.rank_to)
         with open_cache(cache or cache_of(settings), identity_of(name, settings.teach)) as kept:

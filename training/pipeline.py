@@ -72,24 +72,25 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
     if config.pretrain.sources:
         newest = runs / "pretrain" / "latest"
         steps += [prepare("pretrain"), train("pretrain", pairs=str(pairs / "pretrain"), start=None)]
-    if config.finetune.sources:
-        unmined = str(pairs / "finetune")
-        mine = ("mine", toml, "--model", str(newest), "--pairs", unmined, "--out", mined)
+    if config.labelled.sources:
+        stage = config.second
+        mine = ("mine", toml, "--model", str(newest), "--pairs", str(pairs / stage), "--out", mined)
         teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
         # A re-ranker that is named needs no training.
         teacher = () if config.teach.teacher else ("--teacher", str(runs / "teach" / "latest"))
         score = ("score", toml, *teacher, "--pairs", mined, "--cache", str(pairs / "scores.sqlite3"))
         steps += [
-            prepare("finetune"),
+            prepare(stage),
             Step("mine", mine, (*model, "mine")),
             *([] if config.teach.teacher else [Step("teach", teach, (*model, "teach"), shared=True)]),
             Step("score", score, (*model, "teach")),
-            train("finetune", pairs=mined, start=newest),
+            train(stage, pairs=mined, start=newest),
         ]
-        newest = runs / "finetune" / "latest"
+        newest = runs / stage / "latest"
     tasks = ("--tasks", ",".join(config.evaluate.sets), "--protocol", config.evaluate.protocol)
     evaluate = ("evaluate", str(newest), "--data", str(data), *tasks, "--json", str(result))
-    export = ("export", str(newest), "--name", config.name, "--out", str(work / "model_repo"))
+    where = ("--name", config.name, "--out", str(work / "model_repo"))
+    export = ("export", str(newest), *where, "--result", str(result))
     return [*steps, Step("evaluate", evaluate, ("evaluate",)), Step("export", export, ("name",))]
 
 

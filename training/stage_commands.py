@@ -2,14 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from training.terminal import STOPPED, Config, Data, Mined, Pairs, StageName, data_folder, one_line_errors
-
-if TYPE_CHECKING:
-    pass
 
 commands = typer.Typer()
 

@@ -45,8 +45,8 @@ def train_teacher(
     stop = should_stop or stop_on_signal()
     if teach.batch_queries % processes.count:
         raise BadTrainConfig(f"batch_queries {teach.batch_queries} can't be shared by {processes.count} processes")
-    stores = rankable(open_stores(pairs, config.finetune.sources), pairs)
-    weights = {name: source.weight for name, source in config.finetune.sources.items()}
+    stores = rankable(open_stores(pairs, config.labelled.sources), pairs)
+    weights = {name: source.weight for name, source in config.labelled.sources.items()}
     steps = steps_of(teach, sum(store.shape.rows for store in stores if weights.get(store.about.name, 1.0) > 0))
     begin_with = str(start.resolve()) if start else config.backbone
     identity = _identity_of(config, begin_with, stores)
