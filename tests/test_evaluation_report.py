@@ -15,6 +15,7 @@ from tiny_results import TOY, Sets, retrieval_of, share_of, toy, write_toy
 from typer.testing import CliRunner
 
 from training.__main__ import cli
+from training.errors import BadResult
 from training.report import labels, write_report
 from training.result import read_result
 
@@ -127,3 +128,20 @@ def test_a_json_file_in_no_folder_is_refused_before_the_work(tmp_path: Path) -> 
     done = CliRunner().invoke(cli, ["evaluate", "nowhere", "--data", str(tmp_path), "--json", str(file)])
     assert done.exit_code == 2
     assert done.stderr == f"error: {file} can't be written; give --json a file in a folder that is there\n"
+
+
+def test_another_page_takes_the_table_and_the_figures_between_its_marks(tmp_path: Path) -> None:
+    result, readme = read_result(write_toy(tmp_path / "a", some_sets(0.8))), tmp_path / "docs" / "README.md"
+    readme.parent.mkdir()
+    start, end = "<!-- evaluation:start -->", "<!-- evaluation:end -->"
+    readme.write_text(f"before\n{start}\nold\n{end}\nafter\n", encoding="utf-8")
+    write_report([result], tmp_path / "out", readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{start}\n| set |")
+    assert text.endswith(f"{end}\nafter\n")
+    assert "old" not in text
+    for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (readme.parent / image).is_file()
+    readme.write_text("no marks\n", encoding="utf-8")
+    with pytest.raises(BadResult, match="evaluation:start"):
+        write_report([result], tmp_path / "out", readme)

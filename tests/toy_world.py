@@ -241,14 +241,15 @@ save_every_steps = 100
 [mine]
 bm25_top = 30
 dense_top = 60
+negatives = 15
 
 [teach]
-batch_queries = 16
+batch_queries = 8
 negatives = 7
 forward_factor = 1
 r_drop = 0.0
-epochs = 2
-warmup_steps = 20
+epochs = 4
+warmup_steps = 100
 learning_rate = 1e-3
 precision = "fp32"
 

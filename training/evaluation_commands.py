@@ -210,13 +210,20 @@ def compare(first: OneResult, second: OneResult) -> None:
 def report(
     results: Results,
     out: Annotated[Path, typer.Option(help="Folder of the page and its figures.")] = Path("report"),
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also the table and the figures into this page, between its lines evaluation:start and :end.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write results side by side: a page with tables, figures and the audit of languages."""
     with one_line_errors():
         from training.report import write_report
         from training.result import read_result
 
-        typer.echo(f"{write_report([read_result(each) for each in results], out)}")
+        typer.echo(f"{write_report([read_result(each) for each in results], out, into)}")
 
 
 @commands.command()

@@ -3,6 +3,7 @@
 python -m training report small.json base.json --out report/
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from training.audit import audit, describe_audit, describe_drops, drops
 from training.compare import unlike
 from training.errors import BadResult, TrainingError
+from training.pages import put_between
 from training.plots import Point, plot_languages, plot_matrix, plot_sizes
 from training.result import NAMED_MEANS, Result, SetResult, summary
 
@@ -22,16 +24,27 @@ _SIZES: tuple[tuple[str, float, str], ...] = (
 )
 
 
-def write_report(results: Sequence[Result], out: Path) -> Path:
-    """Write the page and its figures. Returns the page's path. Raises TrainingError where the folder takes no file."""
+def write_report(results: Sequence[Result], out: Path, into: Path | None = None) -> Path:
+    """Write the page and its figures. Returns the page's path. Raises TrainingError where the folder takes no file.
+
+    into: another page, which takes the table and the figures between its marks, see pages.
+    """
     named = dict(zip(labels(results), results, strict=True))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        text = page(named, draw_figures(named, out))
-        (out / PAGE).write_text(text, encoding="utf-8")
+        figures = draw_figures(named, out)
+        (out / PAGE).write_text(page(named, figures), encoding="utf-8")
+        if into is not None:
+            put_between(into, "evaluation", brief(named, figures, os.path.relpath(out, into.parent)))
     except OSError as error:
         raise TrainingError(f"{out} can't be written: {error.strerror}; give --out another folder") from error
     return out / PAGE
+
+
+def brief(named: Mapping[str, Result], figures: Sequence[tuple[str, str]], folder: str) -> str:
+    """The table of all sets and the figures, for another page.   folder: of the figures, seen from that page."""
+    images = [f"![{title}]({folder}/{file})" for title, file in figures]
+    return "\n\n".join([_figures_of_all(named), *images])
 
 
 def labels(results: Sequence[Result]) -> list[str]:

@@ -46,6 +46,12 @@ def ablate(
         Path | None, typer.Option(help="Folder of its runs; runs/NAME/ablation by default.", show_default=False)
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Times that each way of training is repeated.")] = 3,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also the tables into this page, between its lines ablation:start and :end.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """What each part of the recipe adds: CONFIG trained with and without it, measured, with intervals."""
     with one_line_errors():
@@ -53,6 +59,7 @@ def ablate(
         from training.ablate import ablate as run_ablation
         from training.ablation_report import effects_of, markdown
         from training.config import load_config
+        from training.pages import put_between
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
@@ -61,6 +68,8 @@ def ablate(
         if results is not None:
             table = markdown(results, effects_of(results))
             (runs / "ablation.md").write_text(table, encoding="utf-8")
+            if into is not None:
+                put_between(into, "ablation", table)
     if results is None:
         typer.echo("stopped before its end; the same command goes on", err=True)
         raise typer.Exit(STOPPED)
