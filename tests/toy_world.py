@@ -230,7 +230,7 @@ backbone = "{backbone}"
 
 [pretrain]
 batch_pairs = 128
-steps = 500
+steps = 300
 learning_rate = 2e-3
 temperature = 0.05
 warmup_steps = 40
@@ -255,7 +255,8 @@ precision = "fp32"
 
 [finetune]
 batch_pairs = 64
-epochs = 2
+epochs = 1
+hard_negatives = 4
 learning_rate = 5e-4
 temperature = 0.05
 warmup_steps = 20
