@@ -74,8 +74,8 @@ def test_prompts_say_what_is_planned_and_leave_no_gap() -> None:
     for number in range(0, 40_000, 397):
         found = plan_of(number, CONFIG)
         prompt = example_prompt(found, "Find poems about rivers")
-        assert LANGUAGES[found.language].name in prompt
-        assert not found.other or LANGUAGES[found.other].name in prompt
+        assert LANGUAGES[found.language] in prompt
+        assert not found.other or LANGUAGES[found.other] in prompt
         assert ("Find poems" in prompt) == (found.kind not in ("bitext", "sts"))
         keys = KEYS[found.kind]
         assert all(f'"{key}"' in prompt for key in (keys.query, keys.positive, keys.negative) if key)

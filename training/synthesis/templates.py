@@ -82,7 +82,7 @@ def example_prompt(plan: ExamplePlan, task: str) -> str:
 
 
 def _name(code: str) -> str:
-    return LANGUAGES[code].name
+    return LANGUAGES[code]
 
 
 def _short_long(plan: ExamplePlan) -> str:
