@@ -195,6 +195,12 @@ class TeachConfig(Section):
     save_every_steps: int = Field(default=500, gt=0)
     log_every_steps: int = Field(default=10, gt=0)
 
+    @model_validator(mode="after")
+    def _reads_one_source_a_batch(self) -> "TeachConfig":
+        if not self.mixture.one_source_a_batch:
+            raise ValueError("a teacher compares the passages of one query; its batches are of one source")
+        return self
+
 
 class MineConfig(Section):
     """Hard negatives. mE5's are not published; the rules are those that others have shown to work, the numbers ours."""

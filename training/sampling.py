@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.config import MixtureConfig
 from training.permutation import key_of, permuted
 from training.turns import Turns
 
@@ -121,3 +122,24 @@ class Sampler:
         sizes = self._sizes[source][languages]
         keys = key_of(self._seed, _ROW_KEY, source, languages, ranks // sizes)
         return self._starts[source][languages] + permuted(ranks % sizes, sizes, keys)
+
+
+def sampler_of(
+    mixture: MixtureConfig,
+    shapes: Sequence[SourceShape],
+    weights: Mapping[str, float],
+    batch_pairs: int,
+    *,
+    steps: int,
+    seed: int,
+) -> Sampler:
+    """The global batches of a run whose mixture is configured.   weights: of the sources, by name."""
+    return Sampler(
+        shapes,
+        source_odds(shapes, exponent=mixture.source_exponent, cap=mixture.source_cap, weights=weights),
+        batch_pairs=batch_pairs,
+        steps=steps,
+        language_exponent=mixture.language_exponent,
+        seed=seed,
+        one_source_a_batch=mixture.one_source_a_batch,
+    )

@@ -15,7 +15,7 @@ from training.instructions import choose_instruction
 from training.pair_store import PairRow, PairStore
 from training.permutation import key_of, permuted
 from training.processes import Processes
-from training.sampling import Sampler, source_odds
+from training.sampling import sampler_of
 
 # Where a batch's rows come from several sources.
 MIXED = "mixed"
@@ -47,16 +47,8 @@ class StageBatches:
         """weights: of the sources, by name.   steps: of the whole stage."""
         self._stage, self._stores, self._seed, self._device = stage, stores, seed, processes.device
         self._rows = processes.share(stage.batch_pairs)
-        shapes, mixture = [store.shape for store in stores], stage.mixture
-        self._sampler = Sampler(
-            shapes,
-            source_odds(shapes, exponent=mixture.source_exponent, cap=mixture.source_cap, weights=weights),
-            batch_pairs=stage.batch_pairs,
-            steps=steps,
-            language_exponent=mixture.language_exponent,
-            seed=seed,
-            one_source_a_batch=mixture.one_source_a_batch,
-        )
+        shapes = [store.shape for store in stores]
+        self._sampler = sampler_of(stage.mixture, shapes, weights, stage.batch_pairs, steps=steps, seed=seed)
         self._collator = Collator(
             backbone.tokenizer,
             prompts_of(stage),

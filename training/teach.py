@@ -18,7 +18,7 @@ from training.pair_store import PairStore, hashes_of, open_stores
 from training.permutation import key_of
 from training.processes import Processes, join_processes
 from training.run_folder import RunFolder
-from training.sampling import Sampler, source_odds
+from training.sampling import sampler_of
 from training.stage_batches import choose_negatives
 from training.stage_loop import check_together, run_stage
 from training.teach_step import TeachBatch, TeachStepper
@@ -118,15 +118,8 @@ class TeachBatches:
         """weights: of the sources, by name.   steps: of the whole training."""
         self._teach, self._stores, self._encoder, self._seed = teach, stores, encoder, seed
         self._rows = processes.share(teach.batch_queries)
-        shapes, mixture = [store.shape for store in stores], teach.mixture
-        self._sampler = Sampler(
-            shapes,
-            source_odds(shapes, exponent=mixture.source_exponent, cap=mixture.source_cap, weights=weights),
-            batch_pairs=teach.batch_queries,
-            steps=steps,
-            language_exponent=mixture.language_exponent,
-            seed=seed,
-        )
+        shapes = [store.shape for store in stores]
+        self._sampler = sampler_of(teach.mixture, shapes, weights, teach.batch_queries, steps=steps, seed=seed)
 
     def of(self, step: int) -> TeachBatch:
         """This process's queries of the step."""
