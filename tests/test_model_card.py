@@ -52,7 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def result_of(path: Path, sha256: str) -> Path:
     document = {
-        "model": {"name": "x/1", "engine": "torch fp32", "files": {"model.safetensors": sha256}},
+        "system": {"name": "x/1", "engine": "torch fp32", "files": {"model.safetensors": sha256}},
         "protocol": {"name": "paper"},
         "means": {"flores": {"accuracy": 0.91234}, "stsb": {"spearman": 0.5}},
     }

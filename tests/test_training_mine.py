@@ -14,7 +14,7 @@ from tiny_checkpoint import tiny_tokenizer
 
 from service.recipe.prompts import Role
 from training.answers import holds_answer
-from training.candidates import NONE, Candidates, bm25_index, bm25_top, distinct, joined, keys_of
+from training.candidates import NONE, Candidates, bm25_index, bm25_top, distinct, in_turns, keys_of
 from training.config import FilterConfig, MineConfig, SourceConfig
 from training.errors import BadTrainingData
 from training.mine import mine, with_negatives
@@ -52,12 +52,13 @@ def test_bm25_finds_the_text_with_the_rare_word() -> None:
     assert found[:, 0].tolist() == [1, 2]
 
 
-def test_candidates_of_both_are_joined_once_and_sorted_by_cosine() -> None:
+def test_what_both_found_comes_in_turns_and_once() -> None:
     passages = np.eye(4, dtype=np.float32)
     queries = np.array([[0.1, 0.5, 0.3, 0.2]], dtype=np.float32)
-    numbers, scores = joined(np.array([[1, 0, 3, 1, 3, 2]]), queries, passages)
-    assert numbers.tolist() == [[1, 2, 3, 0, NONE, NONE]]
-    np.testing.assert_allclose(scores[0, :4], [0.5, 0.3, 0.2, 0.1])
+    numbers, scores = in_turns([np.array([[1, 2, 0]]), np.array([[3, 1]])], queries, passages)
+    # By cosine the 3, which only the second has, would stand behind both of the first's best.
+    assert numbers.tolist() == [[1, 3, 2, 0, NONE]]
+    np.testing.assert_allclose(scores[0, :4], [0.5, 0.2, 0.3, 0.1])
 
 
 def stored(folder: Path, rows: Sequence[PairRow], languages: Sequence[str] = ()) -> PairStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,10 @@ import pytest
 from toy_world import write_world
 
 from training.config import load_config
+from training.errors import BadTrainConfig, TrainingError
 from training.evaluate import choose_sets, evaluate, open_model
-from training.pipeline import DONE_FILE, fingerprint, steps_of
+from training.pipeline import State, fingerprint, read_state, steps_of
+from training.pipeline import run as run_road
 from training.protocol import PROTOCOLS
 from training.result import read_result
 
@@ -35,7 +36,7 @@ def run(world: Path) -> subprocess.CompletedProcess[str]:
 
 
 def smaller(world: Path) -> None:
-    """The toy in a fifth of its steps: enough to learn, little enough for every run of the tests."""
+    """The toy in fewer steps: enough to learn, little enough for every run of the tests."""
     config = world / "toy.toml"
     text = config.read_text().replace("steps = 300", "steps = 120").replace("epochs = 4", "epochs = 1")
     config.write_text(text.replace("save_every_steps = 100", "save_every_steps = 40"))
@@ -54,14 +55,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             time.sleep(0.1)
         first.send_signal(signal.SIGTERM)
         assert first.wait(120) == 3
-    assert set(json.loads((folder / "runs" / "toy" / DONE_FILE).read_text())) == {"prepare pretrain"}
+    assert set(read_state(folder / "runs" / "toy").done) == {"prepare pretrain"}
     done = run(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
 def test_one_command_takes_every_stage_to_a_version_that_can_be_served(world: Path) -> None:
-    assert list(json.loads((world / "runs" / "toy" / DONE_FILE).read_text())) == STEPS
+    assert list(read_state(world / "runs" / "toy").done) == STEPS
     version = world / "model_repo" / "toy" / "1"
     served = subprocess.run(
         [sys.executable, "-m", "service", "check"],
@@ -110,13 +111,47 @@ def test_a_changed_setting_touches_its_step_and_what_stands_on_it(world: Path) -
     assert touched == ["finetune", "evaluate", "export"]
 
 
+def test_changed_settings_set_a_training_aside_and_do_again_what_stands_on_it(world: Path) -> None:
+    config = world / "toy.toml"
+    before = (world / "runs" / "toy" / "finetune" / "latest" / "model.safetensors").read_bytes()
+    config.write_text(config.read_text().replace("hard_negatives = 4", "hard_negatives = 2"))
+    done = run(world)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done before") == len(STEPS) - 3
+    (aside,) = (world / "runs" / "toy").glob("finetune.before-*")
+    assert (aside / "latest" / "model.safetensors").read_bytes() == before
+    assert (world / "runs" / "toy" / "finetune" / "latest" / "model.safetensors").read_bytes() != before
+    assert (world / "model_repo" / "toy" / "2").is_dir()
+
+
 def test_a_failing_step_is_named_and_what_was_done_stays(tmp_path: Path) -> None:
     write_world(tmp_path / "world", pairs=100)
-    config = tmp_path / "world" / "toy.toml"
-    config.write_text(config.read_text().replace("batch_pairs = 128", "batch_pairs = 128\nmax_tokens = 9999"))
+    missing = tmp_path / "world" / "data" / "train" / "questions.jsonl.gz"
+    missing.unlink()
     done = run(tmp_path / "world")
     assert done.returncode == 2
-    assert "max_tokens" in done.stderr
+    assert "no file in" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: prepare pretrain failed, see above")
+    assert read_state(tmp_path / "world" / "runs" / "toy").done == {}
+
+
+def test_a_step_that_is_done_again_takes_its_followers_back(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", pairs=100)
+    config = load_config(tmp_path / "world" / "toy.toml")
+    steps = steps_of(config, tmp_path / "world" / "toy.toml", tmp_path / "nowhere", tmp_path)
+    folder = tmp_path / "runs" / "toy"
+    folder.mkdir(parents=True)
+    State({}, dict.fromkeys(STEPS, "old")).save(folder)
+    with pytest.raises(TrainingError, match="prepare pretrain failed"):
+        run_road(steps, config, folder, say=lambda _: None)
+    assert read_state(folder).done == {}
+
+
+def test_a_road_begins_with_stage_1(tmp_path: Path) -> None:
+    config = load_config(ROOT / "training" / "configs" / "me5_small.toml")
+    without = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"sources": {}})})
+    with pytest.raises(BadTrainConfig, match="begins with stage 1"):
+        steps_of(without, tmp_path / "c.toml", tmp_path, tmp_path)
 
 
 def test_a_model_of_one_stage_has_a_road_of_that_stage(tmp_path: Path) -> None:
@@ -126,3 +161,9 @@ def test_a_model_of_one_stage_has_a_road_of_that_stage(tmp_path: Path) -> None:
     assert [step.name for step in steps] == ["prepare pretrain", "pretrain", "evaluate", "export"]
     assert steps[1].command(8)[2:5] == ["torch.distributed.run", "--standalone", "--nproc-per-node"]
     assert steps[0].command(8)[2:4] == ["training", "prepare"]
+
+
+def test_large_instruct_goes_from_stage_1_to_instructions(tmp_path: Path) -> None:
+    config = load_config(ROOT / "training" / "configs" / "me5_large_instruct.toml")
+    names = [step.name for step in steps_of(config, tmp_path / "c.toml", tmp_path, tmp_path)]
+    assert names == ["prepare pretrain", "pretrain", "prepare instruct", *STEPS[3:6], "instruct", *STEPS[7:]]

@@ -35,12 +35,49 @@ WHO = [
     "nurse",
     "tailor",
     "miller",
+    "weaver",
+    "hunter",
+    "porter",
+    "mason",
+    "clerk",
+    "barber",
+    "gardener",
+    "potter",
 ]
-DOES = ["greets", "follows", "helps", "paints", "teaches", "finds", "calls", "thanks"]
-WHERE = ["harbour", "garden", "library", "market", "station", "museum", "forest", "bridge", "castle", "valley"]
+DOES = [
+    "greets",
+    "follows",
+    "helps",
+    "paints",
+    "teaches",
+    "finds",
+    "calls",
+    "thanks",
+    "visits",
+    "warns",
+]
+WHERE = [
+    "harbour",
+    "garden",
+    "library",
+    "market",
+    "station",
+    "museum",
+    "forest",
+    "bridge",
+    "castle",
+    "valley",
+    "island",
+    "tower",
+    "desert",
+    "chapel",
+    "village",
+    "theatre",
+]
 WORDS = [*WHO, *DOES, *WHERE, "the", "in", "where", "who", "does", "what"]
 LANGUAGES = ("en", "de", "ru", "zh")
 FLORES = {"en": "eng_Latn", "de": "deu_Latn", "ru": "rus_Cyrl", "zh": "zho_Hans"}
+HELD_OUT = 400
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 Fact = tuple[str, str, str, str]
 
@@ -85,19 +122,26 @@ def question(fact: Fact, draw: random.Random) -> list[str]:
     )
 
 
-def passage(fact: Fact, draw: random.Random) -> list[list[str]]:
+def passage(fact: Fact, known: Sequence[Fact], draw: random.Random) -> list[list[str]]:
     """The fact among two others about the same person, which make its neighbours hard to tell from it."""
-    others = [(fact[0], draw.choice(DOES), draw.choice(WHO), draw.choice(WHERE)) for _ in range(2)]
+    others = draw.sample([other for other in known if other[0] == fact[0] and other != fact], 2)
     told = [statement(one) for one in (fact, *others)]
     draw.shuffle(told)
     return told
 
 
 def facts(draw: random.Random) -> tuple[list[Fact], list[Fact]]:
-    """All facts in two parts: to train on, and to be held out."""
+    """Facts in two parts, to train on and to be held out; every question about one of them has one answer."""
     every = [(a, b, c, d) for a in WHO for b in DOES for c in WHO for d in WHERE if a != c]
     draw.shuffle(every)
-    return every[400:], every[:400]
+    answered: set[tuple[str, ...]] = set()
+    chosen: list[Fact] = []
+    for who, does, whom, where in every:
+        asked = {("where", who, does, whom), ("who", does, whom, where)}
+        if not asked & answered:
+            answered |= asked
+            chosen.append((who, does, whom, where))
+    return chosen[HELD_OUT:], chosen[:HELD_OUT]
 
 
 def write_world(folder: Path, *, pairs: int = 4000, seed: int = 0) -> Path:
@@ -125,7 +169,7 @@ def questions(known: Sequence[Fact], draw: random.Random, count: int) -> Iterato
     """A question and the passage that answers it, in one language."""
     for _ in range(count):
         fact, language = draw.choice(known), draw.choice(LANGUAGES)
-        told = ". ".join(said(words, language) for words in passage(fact, draw))
+        told = ". ".join(said(words, language) for words in passage(fact, known, draw))
         yield {"query": said(question(fact, draw), language), "positive": told, "lang": language}
 
 
@@ -140,9 +184,9 @@ def write_evaluation(folder: Path, held: Sequence[Fact], draw: random.Random) ->
     write_lines(folder / "sts_stsb_multi.jsonl.gz", similarities(held, draw))
     corpus, asked, answers = [], [], ["lang\tquery_id\tdoc_id\tscore"]
     for language in LANGUAGES:
-        for number, fact in enumerate(held[:150]):
+        for number, fact in enumerate(held[:200]):
             name = f"{language}{number}"
-            told = ". ".join(said(words, language) for words in passage(fact, draw))
+            told = ". ".join(said(words, language) for words in passage(fact, held, draw))
             corpus.append({"lang": language, "doc_id": name, "title": "", "text": told})
             asked.append({"lang": language, "query_id": name, "text": said(question(fact, draw), language)})
             answers.append(f"{language}\t{name}\t{name}\t1")

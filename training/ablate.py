@@ -6,15 +6,19 @@ Every arm is an ordinary run of an ordinary stage, so it can be stopped, gone on
 mined, and the teacher is trained, once, from the first seed's stage 1: what is compared is what is done with them.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from service.recipe.spec import file_sha256
 from service.recipe.tokens import load_tokenizer
+from training.checkpoint import write_json
 from training.config import ModelConfig, Stage
 from training.cross_encoder import identity_of, open_cross_encoder
+from training.errors import SettingsChanged
 from training.eval_shapes import EvalSet
 from training.evaluate import choose_sets, evaluate, open_model
 from training.loop import stop_on_signal
@@ -59,6 +63,7 @@ ARMS = (
     Arm("negatives", "+ stage 2, hard negatives", "finetune", "mined", start="single"),
     Arm("teacher", "+ stage 2, hard negatives, distillation", "finetune", "scored", start="single"),
 )
+MADE_FROM = "made_from.json"
 # What a part does: from which arm to which.
 EFFECTS = (
     ("one source a batch", "mixed", "single"),
@@ -78,7 +83,7 @@ def ablate(
 ) -> dict[str, list[Result]] | None:
     """Train and measure every arm with every seed; arm → its results. None where a stop was asked for.
 
-    What `out` holds already is taken as it is. Raises SettingsChanged where it was made with other settings.
+    What `out` holds already is taken as it is. Raises SettingsChanged or BadTrainingData where it was made otherwise.
     """
     stop = should_stop or stop_on_signal()
     sets = choose_sets(config.evaluate.sets, quick=False)
@@ -99,7 +104,13 @@ def ablate(
             )
             if not done:
                 return None
-    return {arm.name: [measured(out, arm, seed, data, sets, config) for seed in seeds] for arm in ARMS}
+    results: dict[str, list[Result]] = {arm.name: [] for arm in ARMS}
+    for arm in ARMS:
+        for seed in seeds:
+            results[arm.name].append(measured(out, arm, seed, data, sets, config))
+            if stop():
+                return None
+    return results
 
 
 def run_of(out: Path, arm: str, seed: int) -> Path:
@@ -110,11 +121,18 @@ def run_of(out: Path, arm: str, seed: int) -> Path:
 def find_negatives(config: ModelConfig, out: Path, seed: int, stop: Callable[[], bool]) -> bool:
     """Mine, train the teacher, and let it score, unless that is done; False where a stop was asked for."""
     pairs, searcher = out / "pairs", run_of(out, "single", seed) / "latest"
+    weights = file_sha256(searcher / "model.safetensors")
+    made_from: dict[str, object] = {"mine": config.mine.model_dump(mode="json"), "searcher": weights}
     if not (pairs / "mined").is_dir():
         opened, tokenizer = open_model(searcher), load_tokenizer(searcher / "tokenizer.json")
         for store in open_stores(pairs / "finetune", config.finetune.sources):
             mine(store, opened.embed, tokenizer, opened.files, config.mine, pairs / ".mined")
+            if stop():
+                return False
+        write_json(pairs / ".mined" / MADE_FROM, made_from)
         (pairs / ".mined").rename(pairs / "mined")
+    if json.loads((pairs / "mined" / MADE_FROM).read_text(encoding="utf-8")) != made_from:
+        raise SettingsChanged(f"{pairs / 'mined'} was mined otherwise; begin anew, with another --out")
     taught = partial(train_teacher, config, pairs=pairs / "mined", out=out / "teacher", start=searcher, resume=True)
     if not taught(should_stop=stop):
         return False
@@ -126,14 +144,21 @@ def find_negatives(config: ModelConfig, out: Path, seed: int, stop: Callable[[],
         with open_cache(out / "scores.sqlite3", identity_of(name, config.teach)) as cache:
             for store in open_stores(pairs / ".scored", config.finetune.sources):
                 score_store(store, teacher, cache, config.teach)
+                if stop():
+                    return False
         (pairs / ".scored").rename(pairs / "scored")
     return True
 
 
 def measured(out: Path, arm: Arm, seed: int, data: Path, sets: Sequence[EvalSet], config: ModelConfig) -> Result:
-    """An arm's result with one seed; measured once."""
-    path = run_of(out, arm.name, seed) / "result.json"
-    if not path.is_file():
-        system = open_model(run_of(out, arm.name, seed) / "latest", progress=True).system
-        write_result(path, evaluate(system, data, sets, PROTOCOLS[config.evaluate.protocol]))
+    """An arm's result with one seed, measured anew unless it is of these weights, sets and protocol."""
+    path, model = run_of(out, arm.name, seed) / "result.json", run_of(out, arm.name, seed) / "latest"
+    if path.is_file():
+        before = read_result(path)
+        same = before.system.files["model.safetensors"] == file_sha256(model / "model.safetensors")
+        asked = (config.evaluate.protocol, [each.name for each in sets])
+        if same and (before.protocol["name"], list(before.sets)) == asked:
+            return before
+    system = open_model(model, progress=True).system
+    write_result(path, evaluate(system, data, sets, PROTOCOLS[config.evaluate.protocol]))
     return read_result(path)

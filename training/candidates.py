@@ -38,7 +38,7 @@ class Candidates:
     """What was found for the N queries of a source among its P distinct positives.
 
     passages: int64[P], rising, the row whose positive each is.   numbers: int32[N, K] into passages, NONE at the end of
-    a row with fewer.   scores: float32[N, K], cosines by the model, falling.   positives: float32[N], of each query
+    a row with fewer.   scores: float32[N, K], cosines by the model.   positives: float32[N], of each query
     with its own positive.
     """
 
@@ -119,7 +119,7 @@ def search(
             found.append(top_k(asked, texts, config.dense_top)[1])
         if index is not None:
             found.append(bm25_top(index, [row.query for row in store.rows(block)], tokenizer, config.bm25_top))
-        numbers[block], scores[block] = joined(np.concatenate(found, axis=1), asked, texts)
+        numbers[block], scores[block] = in_turns(found, asked, texts)
         positives[block] = np.einsum("nh,nh->n", asked, texts[own[block]])
     for name in ("queries.npy", "texts.npy"):
         (folder / name).unlink()
@@ -165,20 +165,21 @@ def _words(text: str, tokenizer: Tokenizer) -> list[str]:
     return [intern(token) for token in tokenizer.encode(text, add_special_tokens=False).tokens]
 
 
-def joined(
-    numbers: NDArray[np.int64], queries: NDArray[np.float32], passages: NDArray[np.float32]
+def in_turns(
+    lists: Sequence[NDArray[np.int64]], queries: NDArray[np.float32], passages: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each row's distinct numbers by falling cosine, NONE behind them. numbers: int64[N, K], with repetitions."""
-    ordered = np.sort(numbers, axis=1)
-    again = np.zeros_like(ordered, dtype=bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    scores = np.empty(ordered.shape, dtype=np.float32)
-    for row, places in enumerate(ordered):
-        scores[row] = passages[places] @ queries[row]
-    scores[again] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")
-    scores = np.take_along_axis(scores, order, axis=1)
-    found = np.where(np.isneginf(scores), NONE, np.take_along_axis(ordered, order, axis=1))
+    """The best of each list, then the second best of each, …; each passage once, NONE behind them, and the cosines.
+
+    lists: int64[N, K] each, best first. In turns, for by cosine BM25's would all stand behind the model's own.
+    """
+    ranks = np.concatenate([np.arange(part.shape[1]) for part in lists])
+    mixed = np.concatenate(lists, axis=1)[:, np.argsort(ranks, kind="stable")]
+    found = np.full(mixed.shape, NONE, dtype=np.int64)
+    scores = np.full(mixed.shape, -np.inf, dtype=np.float32)
+    for row, places in enumerate(mixed):
+        kept = places[np.sort(np.unique(places, return_index=True)[1])]
+        found[row, : len(kept)] = kept
+        scores[row, : len(kept)] = passages[kept] @ queries[row]
     return found, scores
 
 

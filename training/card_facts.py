@@ -104,7 +104,7 @@ def read_figures(path: Path, known_hashes: Iterable[str] = ()) -> Figures:
     known_hashes: SHA-256 of the model's files. Raises ExportError where the figures are of none of them.
     """
     raw = _read(path)
-    model, means = _object(raw, "model"), _object(raw, "means")
+    model, means = _object(raw, "system"), _object(raw, "means")
     if not means:
         raise ExportError(f"{path} holds no figures; make them by `python -m training evaluate MODEL --json {path}`")
     hashes = set(known_hashes)

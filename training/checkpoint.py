@@ -121,7 +121,9 @@ def save_checkpoint(
         write_layout(unfinished)
     weights = hashlib.sha256((unfinished / "model.safetensors").read_bytes()).hexdigest()
     write_json(unfinished / MANIFEST_FILE, {**manifest, "weights_sha256": weights})
-    write_checkpoint_card(unfinished)
+    # A re-ranker has no pooling, and no card of an embedding model.
+    if (unfinished / "1_Pooling").is_dir():
+        write_checkpoint_card(unfinished)
     torch.save(state, unfinished / STATE_FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

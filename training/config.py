@@ -6,9 +6,9 @@ so. The three sizes differ in learning rates alone: the configs write them out.
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.recipe.prompts import Role
 from training.errors import BadTrainConfig
@@ -120,6 +120,14 @@ class StageConfig(Section):
     log_every_steps: int = Field(default=10, gt=0)
 
 
+def of_epochs(given: object) -> object:
+    """What a mixture of epochs is where it is not said otherwise: every pair as often as any other."""
+    return {"source_cap": None, "language_exponent": 1.0, **given} if isinstance(given, dict) else given
+
+
+OfEpochs = Annotated[MixtureConfig, BeforeValidator(of_epochs)]
+
+
 class PretrainConfig(StageConfig):
     """Stage 1: weak pairs, in-batch negatives."""
 
@@ -137,7 +145,7 @@ class FinetuneConfig(StageConfig):
     warmup_steps: int = Field(default=400, ge=0)
     max_tokens: int = Field(default=192, gt=8, le=512)
     # Epochs show every pair as often as any other.
-    mixture: MixtureConfig = MixtureConfig(source_cap=None, language_exponent=1.0)
+    mixture: OfEpochs = MixtureConfig(source_cap=None, language_exponent=1.0)
     # English E5's; mE5's is not published.
     hard_negatives: int = Field(default=7, ge=0)
     # The weight of InfoNCE beside the KL divergence to the teacher, English E5's.
@@ -191,7 +199,7 @@ class TeachConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     # Read at a time, with padding; a query's passages are never divided. Memory is in proportion.
     chunk_tokens: int = Field(default=32_768, gt=0)
-    mixture: MixtureConfig = MixtureConfig(source_cap=None, language_exponent=1.0)
+    mixture: OfEpochs = MixtureConfig(source_cap=None, language_exponent=1.0)
     save_every_steps: int = Field(default=500, gt=0)
     log_every_steps: int = Field(default=10, gt=0)
 
@@ -208,7 +216,7 @@ class MineConfig(Section):
     # Candidates a query from each of the two; 0 asks it nothing.
     bm25_top: int = Field(default=100, ge=0)
     dense_top: int = Field(default=200, ge=0)
-    # Ranks among all candidates that are looked at, from 0.
+    # Ranks that are looked at, from 0, among what the model and BM25 found, taken in turns.
     rank_from: int = Field(default=0, ge=0)
     rank_to: int = Field(default=200, gt=0)
     # A candidate's cosine is at most the positive's less this share of it, and less this.
@@ -230,6 +238,8 @@ class MineConfig(Section):
 
     @model_validator(mode="after")
     def _asks_somebody(self) -> "MineConfig":
+        if self.rank_from >= self.rank_to:
+            raise ValueError(f"rank_from {self.rank_from} is not below rank_to {self.rank_to}: no candidate is left")
         if self.filled_to > self.negatives:
             raise ValueError(f"filled_to {self.filled_to} is more than the {self.negatives} negatives that are kept")
         if not (self.bm25_top or self.dense_top):

@@ -100,14 +100,19 @@ def keep_open_sources(sources: list[Source]) -> list[Source]:
     return [source for source in sources if is_licence_open(source.licence)]
 
 
+# ISO 15924 and 3166; codes of languages are lower case.
+_SCRIPT_OR_COUNTRY = re.compile(r"[A-Z][a-z]{3}|[A-Z]{2}")
+
+
 def split_languages(lang: str) -> tuple[str, str]:
     """Turn the `lang` of a line into the languages of its two sides: `en-zh-Hant` is `en`, `zh-Hant`."""
-    if lang == "zh-Hant":
-        return lang, lang
-    if lang.startswith("zh-Hant-"):
-        return "zh-Hant", lang.removeprefix("zh-Hant-")
-    first, _, second = lang.partition("-")
-    return first, second or first
+    sides: list[str] = []
+    for part in lang.split("-"):
+        if sides and _SCRIPT_OR_COUNTRY.fullmatch(part):
+            sides[-1] += f"-{part}"
+        else:
+            sides.append(part)
+    return sides[0], "-".join(sides[1:]) or sides[0]
 
 
 def read_pairs(source: Source) -> Iterator[Pair]:

@@ -154,7 +154,7 @@ def score_set(system: System, data: Path, eval_set: EvalSet, protocol: Protocol)
     """The measures of one set, subset by subset. Raises DataError where the set has nothing to measure."""
     try:
         subsets = eval_set.read(data)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, EOFError, OSError) as error:
         reason = f"lacks the field {error}" if isinstance(error, KeyError) else f"can't be read: {error}"
         raise DataError(f"{eval_set.name}: a line of {', '.join(eval_set.files)} {reason}") from error
     if not subsets:

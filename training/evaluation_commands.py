@@ -78,7 +78,14 @@ def evaluate(
     data: Data = None,
     tasks: Annotated[str, typer.Option(help="Sets, separated by commas; all of them by default.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="FLORES in 13 languages, STS-B and XQuAD only.")] = False,
-    protocol: ProtocolOption = ProtocolName.paper,
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option(
+            help="Which prompts each task gets; paper by default, and mteb-current for models whose prompt is for "
+            "retrieval alone.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write everything to this file.", show_default=False)] = None,
     engine: Engine = EngineChoice.onnx,
     precision: Precision = PrecisionChoice.fp32,
@@ -96,7 +103,7 @@ def evaluate(
         from training.evaluate import choose_sets
         from training.evaluate import evaluate as run_evaluation
         from training.open_system import open_system
-        from training.protocol import PROTOCOLS
+        from training.protocol import PROTOCOLS, default_protocol
         from training.result import check_place, measures_of, table, write_result
 
         if json is not None:
@@ -106,12 +113,13 @@ def evaluate(
             engine, precision, threads, pooling, query_prompt, passage_prompt, dtype, device, key_variable
         )
         opened = open_system(system, options)
-        typer.echo(f"{opened.identity.name}, {opened.identity.engine}, protocol {protocol.value}\n")
+        chosen = default_protocol(opened.identity) if protocol is None else PROTOCOLS[protocol.value]
+        typer.echo(f"{opened.identity.name}, {opened.identity.engine}, protocol {chosen.name}\n")
         result = run_evaluation(
             opened,
             folder,
             sets,
-            PROTOCOLS[protocol.value],
+            chosen,
             lambda done, scored: typer.echo(table(done, measures_of(scored))),
         )
         if json is not None:

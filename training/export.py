@@ -22,13 +22,14 @@ from service.engine import open_engine
 from service.recipe.golden import Golden, GoldenItem, save_golden
 from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, TOKENIZER_FILE, ModelSpec, file_sha256, save_spec
 from service.recipe.tokens import load_tokenizer, pad
+from training.card_facts import read_figures
 from training.collection import Recipe, Run, Vectors, embed_collection
 from training.errors import ExportError
 from training.float16_forms import Float16Form, add_float16
 from training.gate_texts import Texts
 from training.golden_texts import golden_texts
 from training.int8 import Int8Method, Int8Result, add_int8
-from training.model_card import keep_facts, write_version_card
+from training.model_card import WEIGHTS_FILE, keep_facts, write_version_card
 from training.parity import Parity, rank_agreement
 from training.quantize import quantize_weights
 from training.sentence_folder import SentenceFolder, read_sentence_folder
@@ -116,6 +117,9 @@ def export(
         raise ExportError("float16 and int8 are held to texts in every language; give --data FOLDER, or --texts FILE")
     folder = read_sentence_folder(checkpoint)
     target = choose_version(model_repo / name, version)
+    if result is not None:
+        # Now, and not when every form has been made and held to its texts.
+        read_figures(result, [file_sha256(checkpoint / WEIGHTS_FILE)])
     model = load_sentence_model(checkpoint)
     recipe = Recipe(load_tokenizer(checkpoint / TOKENIZER_FILE), folder.prompts, folder.max_tokens, folder.pad_id)
     golden = prove_with(torch_run(model), recipe, bounds(weights))
@@ -129,7 +133,9 @@ def export(
         parities: list[Parity] = []
         int8: Int8Result | None = None
         if texts is not None and forms.float16:
-            wanted = embed_collection(run_of(staging, spec), recipe, texts.gate.texts, "query", progress=True)
+            # What rounding stored weights has cost is not float16's.
+            reference = torch_run(model) if weights == "int8" else run_of(staging, spec)
+            wanted = embed_collection(reference, recipe, texts.gate.texts, "query", progress=True)
             parities = add_float16(staging, spec, model, recipe, golden, forms.float16, texts.gate, wanted)
         if texts is not None and forms.int8 is not None:
             int8 = add_int8(staging, spec, recipe, texts, method=forms.int8)

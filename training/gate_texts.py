@@ -56,16 +56,24 @@ def texts_of_file(path: Path) -> Texts:
             raise DataError(f'{path}, line {number}: wanted is {{"text": "…", "lang": "…"}}')
         key = line.get("id")
         by_language[line["lang"]].setdefault(line["text"], None if key is None else str(key))
-    short = sorted(language for language, texts in by_language.items() if len(texts) < 2 * GATE_MIN)
+    calibration, gate = _halves(by_language)
+    short = sorted(language for language, texts in gate.items() if len(texts) < GATE_MIN)
     if short or not by_language:
         raise DataError(f"{path}: {', '.join(short) or 'no language'} has less than {2 * GATE_MIN} texts; add some")
-    ordered = {
-        language: sorted(texts.items(), key=lambda item: item[1] or "") for language, texts in by_language.items()
-    }
-    return _chosen(
-        {language: texts[0::2] for language, texts in ordered.items()},
-        {language: texts[1::2] for language, texts in ordered.items()},
-    )
+    return _chosen(calibration, gate)
+
+
+def _halves(by_language: dict[str, dict[str, str | None]]) -> tuple[dict[str, list[Keyed]], dict[str, list[Keyed]]]:
+    """Every other text of each language, and the rest; those of one key are in the same half in every language."""
+    keys = sorted({key for texts in by_language.values() for key in texts.values() if key is not None})
+    rank: dict[str | None, int] = {key: place for place, key in enumerate(keys)}
+    halves: tuple[dict[str, list[Keyed]], dict[str, list[Keyed]]] = (defaultdict(list), defaultdict(list))
+    for language, texts in by_language.items():
+        for place, (text, key) in enumerate(sorted(texts.items(), key=lambda item: rank.get(item[1], -1))):
+            halves[rank.get(key, place) % 2][language].append((text, key))
+        # A language none of whose texts is held out is found to be short.
+        halves[1].setdefault(language, [])
+    return halves
 
 
 def _chosen(calibration: dict[str, list[Keyed]], gate: dict[str, list[Keyed]]) -> Texts:

@@ -129,8 +129,8 @@ def add_int8(
 
 def calibration_batches(recipe: Recipe, texts: Sequence[str]) -> list[TokenBatch]:
     """Both prompts, as the model sees them; of like length together, which costs least padding."""
-    half = len(texts) // 2
-    rows = [*recipe.rows(texts[:half], "query"), *recipe.rows(texts[half:], "passage")]
+    # The texts lie language by language: every other one, so that each language is read with both.
+    rows = [*recipe.rows(texts[0::2], "query"), *recipe.rows(texts[1::2], "passage")]
     rows.sort(key=len)
     return [pad(rows[start : start + BATCH_ROWS], recipe.pad_id) for start in range(0, len(rows), BATCH_ROWS)]
 

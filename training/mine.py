@@ -57,7 +57,7 @@ def mine(
     """
     folder = candidates_folder(store, out)
     wanted: dict[str, object] = {"pairs": store.about.pairs_sha256, "model": model}
-    wanted |= {"bm25_top": config.bm25_top, "dense_top": config.dense_top}
+    wanted |= {"bm25_top": config.bm25_top, "dense_top": config.dense_top, "order": "in turns"}
     keys = keys_of(store)
     found = load_candidates(folder, wanted)
     if found is None:
@@ -120,11 +120,17 @@ def with_negatives(
         for number, row, ok in zip(block.tolist(), store.rows(block), allowed, strict=True):
             passed = found.numbers[number][ok]
             fill = drawn_of(number, keys, known, starts, found, config)
+            # Those that were found and refused come last.
+            refused = np.isin(fill, found.numbers[number])
+            fill = np.concatenate([fill[~refused], fill[refused]])
             wrong, also_right = choose(
                 row, passed, fill, lambda places: _texts(store, found, places), judge, config, verdicts
             )
             mined = replace(row, negatives=list(dict.fromkeys([*row.negatives, *wrong])), scores=[])
-            rows = [mined, *(replace(mined, positive=text) for text in also_right)]
+            rows = [mined]
+            for text in also_right:
+                others = [negative for negative in mined.negatives if negative != text]
+                rows.append(replace(mined, positive=text, negatives=others))
             if cache is not None:
                 rows = list(with_scores(rows, cache))
             yield from ((number, one) for one in rows)
@@ -194,8 +200,8 @@ def choose(
 ) -> tuple[list[str], list[str]]:
     """A row's hard negatives, best first, and passages that are right as well.
 
-    passed: candidates by falling cosine.   fill: others, at random, for a row that keeps fewer than config.filled_to.
-    texts: of places among the passages.   verdicts: counted here.   Judged only as far as needed.
+    passed: candidates, the best of each searcher first.   fill: others, at random, for a row that keeps fewer than
+    config.filled_to.   texts: of places among the passages.   verdicts: counted here.   Judged only as far as needed.
     """
     wrong: list[str] = []
     right: list[str] = []

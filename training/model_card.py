@@ -7,7 +7,6 @@ anew whenever one of them is.
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from training.card_facts import (
     read_figures,
     write_facts,
 )
+from training.checkpoint import write_json
 from training.sentence_folder import read_sentence_folder
 
 CARD_FILE = "README.md"
@@ -78,7 +78,10 @@ def keep_figures(result: Path, version: Path, known_hashes: Sequence[str]) -> No
     """Copy an evaluation of the version, or of the checkpoint it was made from."""
     graphs = [file_sha256(version / name) for name in GRAPHS if (version / name).is_file()]
     read_figures(result, [*graphs, *known_hashes])
-    shutil.copyfile(result, version / RESULT_FILE)
+    document = json.loads(result.read_text(encoding="utf-8"))
+    # What each example gave is as large as a small model, and no card shows it.
+    document.pop("examples", None)
+    write_json(version / RESULT_FILE, document)
 
 
 def write_version_card(folder: Path, spec: ModelSpec, *, licence: str | None = None) -> None:
@@ -98,11 +101,13 @@ def write_version_card(folder: Path, spec: ModelSpec, *, licence: str | None = N
 
 
 def _stated_licence(path: Path) -> str | None:
+    """The licence in the head of a card, which a person may have written without quotes."""
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    stated = next((line.removeprefix("license: ") for line in lines if line.startswith("license: ")), None)
-    return json.loads(stated) if stated else None
+    _, _, rest = path.read_text(encoding="utf-8").partition("---\n")
+    head = rest.partition("\n---")[0].splitlines()
+    stated = next((line.removeprefix("license:").strip() for line in head if line.startswith("license:")), "")
+    return stated.strip("\"'") or None
 
 
 def render(card: Card) -> str:

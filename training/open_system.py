@@ -19,6 +19,7 @@ from service.recipe.spec import SPEC_FILE
 from training.errors import CheckpointError, UnknownSystem
 from training.evaluate import EngineName, open_model
 from training.hybrid import Fusion, FusionOptions, HybridSystem
+from training.processes import device_alone
 from training.sentence_folder import read_sentence_folder
 from training.server_system import SCHEMES, ServerOptions, open_server
 from training.starting_model import PACKAGE_PREFIX, find_model_folder
@@ -130,5 +131,6 @@ def _open_own(folder: Path, options: OpenOptions) -> System:
         precision=options.precision,
         threads=options.threads,
         progress=options.progress,
+        device=device_alone(),
     )
     return opened.system

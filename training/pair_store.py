@@ -177,8 +177,13 @@ def write_store(
         (staging / ABOUT_FILE).write_text(
             json.dumps({"format": FORMAT, **asdict(about)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        # Aside first: removing gigabytes takes time, in which a killed process would leave neither of the two.
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         staging.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return about

@@ -1,7 +1,7 @@
 """The parity gate: whether the vectors of another form of a model may stand for those of the model itself.
 
-One gate for every form (float16, dynamic and static int8, OpenVINO's int8, what optimum writes, a TensorRT plan), with
-limits of its own for each. An average hides what rounding does to the languages that a model has seen least of, so
+One gate for every form in a version (float16, dynamic and static int8, OpenVINO's int8) and for what optimum writes,
+with limits of its own for each. An average hides what rounding does to the languages that a model has seen least of, so
 each language is held to the limits by itself: how far its vectors moved, whether its rankings are the same, and, where
 texts are translations of each other, how many a text no longer finds.
 """

@@ -1,7 +1,7 @@
 """All stages of a model, one after another, each by the command that a person would type.
 
 What is done is remembered with what it was made from, so the same line goes on where it was stopped, and does again
-only what a changed setting touches.
+only what a changed setting touches, and what stands on that.
 """
 
 import hashlib
@@ -14,18 +14,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from training.checkpoint import write_json
 from training.config import ModelConfig
-from training.errors import TrainingError
+from training.errors import BadTrainConfig, TrainingError
 
 logger = logging.getLogger(__name__)
 
-DONE_FILE = "done.json"
+STATE_FILE = "road.json"
+# How often a stage reports and saves changes nothing of what it makes.
+_PACE = {"save_every_steps": True, "log_every_steps": True}
+PACE: Any = dict.fromkeys(("pretrain", "teach", "finetune", "instruct"), _PACE)
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class Step:
     """One command of the road.
 
     arguments: behind `python -m training`.   reads: the parts of the configuration that decide what comes out, by name.
-    shared: whether several processes do it together, under torchrun.
+    run: the folder of a training, which belongs to one set of settings.   anew: what a command needs to do again what
+    is there.   shared: whether several processes do it together, under torchrun.
     """
 
     name: str
     arguments: tuple[str, ...]
     reads: tuple[str, ...]
+    run: Path | None = None
+    anew: tuple[str, ...] = ()
     shared: bool = False
 
     def command(self, processes: int) -> list[str]:
@@ -61,17 +67,24 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
 
     def prepare(stage: str) -> Step:
         arguments = ("prepare", toml, "--stage", stage, "--data", str(data), "--out", str(pairs / stage))
-        return Step(f"prepare {stage}", arguments, (f"{stage}.sources", f"{stage}.filter"))
+        return Step(f"prepare {stage}", arguments, (f"{stage}.sources", f"{stage}.filter"), anew=("--again",))
 
     def train(stage: str, *, pairs: str, start: Path | None) -> Step:
         begin = ("--start", str(start)) if start else ()
         arguments = (stage, toml, *begin, "--pairs", pairs, "--out", str(runs / stage), "--resume")
-        return Step(stage, arguments, (*model, stage), shared=True)
+        return Step(stage, arguments, (*model, stage), run=runs / stage, shared=True)
 
-    steps, newest = [], Path()
-    if config.pretrain.sources:
-        newest = runs / "pretrain" / "latest"
-        steps += [prepare("pretrain"), train("pretrain", pairs=str(pairs / "pretrain"), start=None)]
+    if not config.pretrain.sources:
+        raise BadTrainConfig(
+            f"{path} names no pretrain.sources, and the road begins with stage 1; give the stages by hand"
+        )
+    if config.mine.teacher_margin is not None:
+        raise BadTrainConfig(
+            f"{path} sets mine.teacher_margin, for which a teacher reads what mining found before it is mined again; "
+            "give the stages by hand"
+        )
+    newest = runs / "pretrain" / "latest"
+    steps = [prepare("pretrain"), train("pretrain", pairs=str(pairs / "pretrain"), start=None)]
     if config.labelled.sources:
         stage = config.second
         mine = ("mine", toml, "--model", str(newest), "--pairs", str(pairs / stage), "--out", mined)
@@ -82,7 +95,11 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
         steps += [
             prepare(stage),
             Step("mine", mine, (*model, "mine")),
-            *([] if config.teach.teacher else [Step("teach", teach, (*model, "teach"), shared=True)]),
+            *(
+                []
+                if config.teach.teacher
+                else [Step("teach", teach, (*model, "teach"), run=runs / "teach", shared=True)]
+            ),
             Step("score", score, (*model, "teach")),
             train(stage, pairs=mined, start=newest),
         ]
@@ -104,34 +121,68 @@ def run(
 ) -> bool:
     """Take the steps that are not done yet; whether the road came to its end.
 
-    folder: of the model's runs; what is done is kept there. Raises TrainingError where a step fails.
+    folder: of the model's runs; what was begun and what is done is kept there. A training that was begun with other
+    settings is set aside, not overwritten. Raises TrainingError where a step fails.
     """
-    done = read_done(folder)
+    state = read_state(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = ""
     for number, step in enumerate(steps, start=1):
         before = fingerprint(step, config, before)
         place = f"{number}/{len(steps)} {step.name}"
-        if done.get(step.name) == before:
+        if state.done.get(step.name) == before:
             say(f"{place}: done before")
             continue
-        say(f"{place}: {step.written(processes)}")
+        earlier = state.begun.get(step.name)
+        changed = earlier is not None and earlier != before
+        if changed and step.run is not None and step.run.exists():
+            aside = step.run.with_name(f"{step.run.name}.before-{before[:8]}")
+            step.run.rename(aside)
+            say(f"{place}: its settings changed; what it had made is in {aside}")
+        # What stands on it stands on something else now.
+        for later in steps[number - 1 :]:
+            state.done.pop(later.name, None)
+        state.begun[step.name] = before
+        state.save(folder)
+        chosen = replace(step, arguments=(*step.arguments, *step.anew)) if changed else step
+        say(f"{place}: {chosen.written(processes)}")
         began = time.monotonic()
-        code, stopped = finished(step.command(processes))
+        code, stopped = finished(chosen.command(processes))
+        if code == 0:
+            say(f"{place}: {time.monotonic() - began:.0f} s")
+            state.done[step.name] = before
+            state.save(folder)
         if stopped:
             return False
         if code:
             raise TrainingError(f"{step.name} failed, see above; mend it, and the same command goes on from there")
-        say(f"{place}: {time.monotonic() - began:.0f} s")
-        done[step.name] = before
-        write_json(folder / DONE_FILE, dict(done))
     return True
 
 
+@dataclass(frozen=True)
+class State:
+    """Step → what it was made from: when it was begun last, and when it came to its end."""
+
+    begun: dict[str, str]
+    done: dict[str, str]
+
+    def save(self, folder: Path) -> None:
+        """Keep it."""
+        write_json(folder / STATE_FILE, {"begun": self.begun, "done": self.done})
+
+
+def read_state(folder: Path) -> State:
+    """What was kept; nothing at the first start."""
+    try:
+        return State(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return State({}, {})
+
+
 def fingerprint(step: Step, config: ModelConfig, before: str) -> str:
-    """What a step's outcome depends on, and all that it stands on."""
-    settings = [_part(config.model_dump(mode="json"), name) for name in step.reads]
-    document = json.dumps([before, step.arguments, settings], sort_keys=True)
+    """What a step's outcome depends on, and all that it stands on. Where files lie is not part of it."""
+    settings = [_part(config.model_dump(mode="json", exclude=PACE), name) for name in step.reads]
+    document = json.dumps([before, step.name, settings], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()
 
 
@@ -139,15 +190,6 @@ def _part(settings: dict[str, Any], name: str) -> object:
     """A part of the configuration by its name, such as `finetune.sources`."""
     section, _, key = name.partition(".")
     return settings[section][key] if key else settings[section]
-
-
-def read_done(folder: Path) -> dict[str, str]:
-    """Step → what it was made from; empty at the first start."""
-    try:
-        found: dict[str, str] = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 def finished(command: Sequence[str]) -> tuple[int, bool]:
@@ -161,13 +203,13 @@ def finished(command: Sequence[str]) -> tuple[int, bool]:
 
 @contextmanager
 def passed_on(child: "subprocess.Popen[bytes]", asked: list[int]) -> Iterator[None]:
-    """Hand SIGTERM and Ctrl-C to the child, which saves and ends."""
+    """Hand SIGTERM, Ctrl-C and the loss of the terminal to the child, which saves and ends."""
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
         child.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:

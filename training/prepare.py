@@ -113,7 +113,7 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
 
     fixed = source.language.startswith("=")
     language = source.language[1:] if fixed else str(_column(place, record, source.language))
-    negatives, answers = (_texts(record.get(column)) for column in (source.negatives, source.answers))
+    negatives, answers = (_texts(place, record, column) for column in (source.negatives, source.answers))
     try:
         scores = [float(score) for score in record.get(source.scores) or []]
     except (TypeError, ValueError) as error:
@@ -127,9 +127,13 @@ def pair_of(place: str, record: Record, source: SourceConfig) -> tuple[str, Pair
     return language, PairRow(text(source.query), text(source.positive), negatives, scores, answers, instruction)
 
 
-def _texts(found: Any) -> list[str]:
+def _texts(place: str, record: Record, column: str) -> list[str]:
     """A column that holds one text, some, or nothing."""
-    return [found] if isinstance(found, str) else [str(item) for item in found or [] if item]
+    found = record.get(column) or []
+    if isinstance(found, Mapping):
+        raise BadTrainingData(f"{place}: column {column!r} holds {', '.join(map(repr, found))}; name a column of texts")
+    items = [found] if isinstance(found, str) else found
+    return [str(item) for item in items if item is not None and str(item).strip()]
 
 
 def _column(place: str, record: Record, column: str) -> Any:
@@ -203,6 +207,8 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Record]]:
     with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
         try:
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 record = orjson.loads(line)
                 if not isinstance(record, dict):
                     raise BadTrainingData(f"{file}, line {number} is no JSON object")

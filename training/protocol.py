@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from service.recipe.prompts import Role
+from service.recipe.prompts import E5_PROMPTS, Role
 from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Retrieval, Similarity, Subset
 from training.label_scores import drawn_samples
 from training.system import Identity, Side
@@ -36,6 +36,13 @@ PROTOCOLS = {
     # mteb's present registration of mE5: prompts for retrieval only. Published figures of both kinds are about.
     "mteb-current": Protocol("mteb-current", None, None, "query", "passage", None, None),
 }
+
+
+def default_protocol(system: Identity) -> Protocol:
+    """The one that shows what a system can: E5's prompts belong to every task, others' to retrieval alone."""
+    query = system.prompts.get("query", "")
+    retrieval_only = query not in ("", E5_PROMPTS.query) and not takes_instructions(system)
+    return PROTOCOLS["mteb-current" if retrieval_only else "paper"]
 
 
 def sides(subset: Subset, protocol: Protocol, instruction: str | None = None) -> list[Side]:

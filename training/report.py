@@ -13,7 +13,7 @@ import numpy as np
 from training.audit import audit, describe_audit, describe_drops, drops
 from training.compare import unlike
 from training.errors import BadResult, TrainingError
-from training.pages import put_between
+from training.pages import check_page, put_between
 from training.plots import Point, plot_languages, plot_matrix, plot_sizes
 from training.result import NAMED_MEANS, Result, SetResult, summary
 
@@ -29,6 +29,8 @@ def write_report(results: Sequence[Result], out: Path, into: Path | None = None)
 
     into: another page, which takes the table and the figures between its marks, see pages.
     """
+    if into is not None:
+        check_page(into, "evaluation")
     named = dict(zip(labels(results), results, strict=True))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ def _figures_of_all(named: Mapping[str, Result]) -> str:
         found = [means[label].get(name, {}).get(measure) for label in named]
         if all(value is None for value in found):
             continue
-        best = max(f"{value:.4f}" for value in found if value is not None)
+        best = f"{max(value for value in found if value is not None):.4f}"
         rows.append([name, measure, *(_cell(value, best if len(named) > 1 else "") for value in found)])
     return _table(rows, numbers_from=2)
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from training.scores import Examples, Scored
 from training.system import Identity
 
 FORMAT = 2
+# What comes of reading a file of another shape, or one that was cut short.
+DAMAGES = (KeyError, TypeError, ValueError, AttributeError, OSError, binascii.Error, zipfile.BadZipFile, zlib.error)
 VERSIONS_OF = ("numpy", "scipy", "scikit-learn", "tokenizers")
 Scores = Mapping[str, Mapping[str, float]]  # subset → measure → value
 # Averages over named languages that figures are published with: name → set, languages.
@@ -178,7 +181,16 @@ def read_result(path: Path) -> Result:
             for name, each in document["sets"].items()
         }
         return Result(Identity(**document["system"]), document["protocol"], sets)
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zipfile.BadZipFile, OSError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        binascii.Error,
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+    ) as error:
         raise BadResult(f"{path} is damaged: {type(error).__name__} {error}; write it again") from error
 
 

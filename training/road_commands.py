@@ -59,10 +59,12 @@ def ablate(
         from training.ablate import ablate as run_ablation
         from training.ablation_report import effects_of, markdown
         from training.config import load_config
-        from training.pages import put_between
+        from training.pages import check_page, put_between
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         settings = load_config(config)
+        if into is not None:
+            check_page(into, "ablation")
         runs = out or Path("runs") / settings.name / "ablation"
         results = run_ablation(settings, data=folder, out=runs, seeds=range(1, seeds + 1))
         if results is not None:

@@ -62,7 +62,10 @@ def split_address(text: str) -> Address:
     if scheme not in SCHEMES or not rest:
         raise UnknownSystem(f"{text} is no address of a server; it must begin with one of {', '.join(SCHEMES)}")
     wire, _, plain = scheme.rpartition("+")
-    url = httpx.URL(f"{plain}://{rest}")
+    try:
+        url = httpx.URL(f"{plain}://{rest}")
+    except httpx.InvalidURL as error:
+        raise UnknownSystem(f"{text} is no address of a server: {error}") from error
     if url.userinfo:
         raise UnknownSystem(
             f"{scheme}://…@{url.host}: a key in an address ends up in results; put it in {KEY_VARIABLE}"

@@ -64,6 +64,8 @@ def openai_wire(model: str, prompts: Prompts | None) -> Wire:
         if prompts is None:
             body: dict[str, Json] = {"input": list(texts), "model": f"{model}-{own_role(role)}"}
             body |= {"truncate": True}
+            if instruction is not None and role == "query":
+                body |= {"instruction": instruction}
         else:
             body = {"input": prompted(texts, prompts, role, instruction), "model": model}
         return body | {"encoding_format": "base64"}

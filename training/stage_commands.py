@@ -122,7 +122,7 @@ def _run_stage(
         finished = train_stage(
             settings,
             stage.value,
-            pairs=pairs or Path("data") / settings.name / stage,
+            pairs=pairs or pairs_of(settings.name, stage),
             out=run,
             start=start,
             resume=resume,
@@ -131,3 +131,9 @@ def _run_stage(
         typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
         raise typer.Exit(STOPPED)
     typer.echo(f"{run / 'latest'}")
+
+
+def pairs_of(name: str, stage: StageName) -> Path:
+    """Where a stage's pairs are: the second stage's are mined, unless nobody has."""
+    prepared, mined = Path("data") / name / stage, Path("data") / name / "mined"
+    return mined if stage is not StageName.pretrain and mined.is_dir() else prepared

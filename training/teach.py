@@ -49,7 +49,7 @@ def train_teacher(
     weights = {name: source.weight for name, source in config.labelled.sources.items()}
     steps = steps_of(teach, sum(store.shape.rows for store in stores if weights.get(store.about.name, 1.0) > 0))
     begin_with = str(start.resolve()) if start else config.backbone
-    identity = _identity_of(config, begin_with, stores)
+    identity = _identity_of(config, begin_with, stores) | {"weights": dict(sorted(weights.items()))}
     folder = RunFolder(out)
     folder.check(identity, resume=resume)
     processes.wait()

@@ -13,6 +13,9 @@ from service.errors import Me5Error
 # A run that was stopped, told apart from one that failed: a Makefile must not go on with it.
 STOPPED = 3
 
+# Of packages that are not of the extra `training`.
+EXTRAS = {"mteb": "mteb", "openvino": "openvino", "onnxruntime": "cpu"}
+
 Config = Annotated[Path, typer.Argument(help="A model's TOML file, see training/configs/.")]
 Data = Annotated[
     Path | None,
@@ -20,7 +23,10 @@ Data = Annotated[
 ]
 Pairs = Annotated[
     Path | None,
-    typer.Option(help="Folder of the prepared sources; data/NAME/STAGE by default.", show_default=False),
+    typer.Option(
+        help="Folder of the sources; data/NAME/STAGE by default, for the second stage data/NAME/mined where that is.",
+        show_default=False,
+    ),
 ]
 Mined = Annotated[
     Path | None,
@@ -58,5 +64,6 @@ def one_line_errors() -> Iterator[None]:
         # A missing module of our own is a fault of the code, not of the installation.
         if error.name is None or error.name.split(".")[0] in ("training", "service"):
             raise
-        typer.echo(f"error: {error.name} is not installed; pip install -e '.[training]'", err=True)
+        extra = EXTRAS.get(error.name.split(".")[0], "training")
+        typer.echo(f"error: {error.name} is not installed; pip install -e '.[{extra}]'", err=True)
         raise typer.Exit(2) from error

@@ -59,6 +59,8 @@ def open_transformer(source: str, options: TransformerOptions, *, name: str | No
     folder = Path(source) if Path(source).is_dir() else None
     known = KNOWN_MODELS.get("/".join(Path(source).parts[-2:]))
     model = _load(source, known, options)
+    # Prompts are put here: the library would put this one before what has one already, and before what takes none.
+    model.default_prompt_name = None
     if options.raw_features and isinstance(model[len(model) - 1], Normalize):
         del model[len(model) - 1]
     if model.max_seq_length is None or (known and known.max_tokens < model.max_seq_length):

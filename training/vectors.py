@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from service.recipe.pooling import l2_normalize
 from service.recipe.prompts import Prompts, Role, format_text
+from training.errors import UnknownSystem
 from training.system import Identity, Nearness, Side
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -41,6 +42,12 @@ class VectorSystem:
             for text in side.texts:
                 known.setdefault(text, len(known))
         vectors = {asked: self.embed(list(known), *asked) for asked, known in rows.items() if known}
+        for (role, _), part in vectors.items():
+            if not np.isfinite(part).all():
+                raise UnknownSystem(
+                    f"{self.identity.name} gave vectors that are not finite numbers (as {role or 'no role'}, in "
+                    f"{self.identity.dtype}); compute it in fp32"
+                )
         return VectorReading(rows, vectors, self.similarity, self.raw_features)
 
 
@@ -98,5 +105,5 @@ def prompts_by_role(prompts: Prompts) -> dict[str, str]:
 
 
 def takes_instructions(identity: Identity) -> bool:
-    """Whether the system's query prompt has a place for the task's sentence."""
-    return INSTRUCTION_MARK in identity.prompts.get("query", "")
+    """Whether a prompt of the system, or of a part of it, has a place for the task's sentence."""
+    return any(INSTRUCTION_MARK in prompt for prompt in identity.prompts.values())
