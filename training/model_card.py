@@ -24,7 +24,6 @@ from training.card_facts import (
     read_figures,
     write_facts,
 )
-from training.checkpoint import write_json
 from training.sentence_folder import read_sentence_folder
 
 CARD_FILE = "README.md"
@@ -81,7 +80,7 @@ def keep_figures(result: Path, version: Path, known_hashes: Sequence[str]) -> No
     document = json.loads(result.read_text(encoding="utf-8"))
     # What each example gave is as large as a small model, and no card shows it.
     document.pop("examples", None)
-    write_json(version / RESULT_FILE, document)
+    (version / RESULT_FILE).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def write_version_card(folder: Path, spec: ModelSpec, *, licence: str | None = None) -> None:

@@ -87,19 +87,17 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
     steps = [prepare("pretrain"), train("pretrain", pairs=str(pairs / "pretrain"), start=None)]
     if config.labelled.sources:
         stage = config.second
-        mine = ("mine", toml, "--model", str(newest), "--pairs", str(pairs / stage), "--out", mined)
+        cache = ("--cache", str(pairs / "scores.sqlite3"))
+        mine = ("mine", toml, "--model", str(newest), "--pairs", str(pairs / stage), "--out", mined, *cache)
         teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
         # A re-ranker that is named needs no training.
         teacher = () if config.teach.teacher else ("--teacher", str(runs / "teach" / "latest"))
-        score = ("score", toml, *teacher, "--pairs", mined, "--cache", str(pairs / "scores.sqlite3"))
+        score = ("score", toml, *teacher, "--pairs", mined, *cache)
+        taught = Step("teach", teach, (*model, "teach"), run=runs / "teach", shared=True)
         steps += [
             prepare(stage),
             Step("mine", mine, (*model, "mine")),
-            *(
-                []
-                if config.teach.teacher
-                else [Step("teach", teach, (*model, "teach"), run=runs / "teach", shared=True)]
-            ),
+            *([] if config.teach.teacher else [taught]),
             Step("score", score, (*model, "teach")),
             train(stage, pairs=mined, start=newest),
         ]
