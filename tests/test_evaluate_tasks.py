@@ -18,15 +18,15 @@ from word_counts import WordCounts
 
 from service.recipe.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, Role
 from training.collection import Recipe
-from training.errors import DataError
+from training.errors import DataError, UnknownSystem
 from training.eval_reading import read_across, read_all_languages, read_flores_matrix, read_labelled, read_topics
 from training.eval_sets import EVAL_SETS
 from training.eval_shapes import MAIN_MEASURE, Bitext, Retrieval
 from training.evaluate import choose_sets, evaluate, open_model, questions, score, score_set
 from training.label_scores import classification_scores, clustering_scores, drawn_samples
-from training.protocol import PROTOCOLS
+from training.protocol import PROTOCOLS, default_protocol
 from training.result import as_json
-from training.system import Identity
+from training.system import Identity, Side
 from training.vectors import VectorSystem, prompts_by_role
 
 Vectors = NDArray[np.float32]
@@ -238,3 +238,48 @@ def test_the_instruction_stands_before_the_text_of_an_instruct_model_only(tmp_pa
 def test_miracl_is_run_only_when_named() -> None:
     assert "miracl" not in [each.name for each in choose_sets([], quick=False)]
     assert [each.name for each in choose_sets(["miracl"], quick=False)] == ["miracl"]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("query: ", "paper"),
+        ("", "paper"),
+        ("Instruct: {instruction}\nQuery: ", "paper"),
+        ("Represent this sentence for searching relevant passages: ", "mteb-current"),
+    ],
+)
+def test_a_prompt_for_retrieval_alone_is_not_put_before_other_tasks(query: str, name: str) -> None:
+    assert default_protocol(Identity("toy", "none", "fp32", {"query": query, "passage": ""}, 512)).name == name
+
+
+def test_vectors_that_are_not_finite_are_refused_with_the_remedy() -> None:
+    def overflowed(texts: Sequence[str], *_prompt: object) -> NDArray[np.float32]:
+        return np.full((len(texts), 2), np.nan, dtype=np.float32)
+
+    system = VectorSystem(Identity("toy", "none", "fp16", {}, 512), overflowed)
+    with pytest.raises(UnknownSystem, match="not finite numbers.*fp16.*compute it in fp32"):
+        system.read([Side(["a"], "query")])
+
+
+def test_a_text_of_an_earlier_set_is_not_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str], *_prompt: object) -> NDArray[np.float32]:
+        asked.extend(texts)
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+    system = VectorSystem(Identity("toy", "none", "fp32", {}, 512), embed, "dot")
+    first, second = Side(["a", "bb", "a"], "query"), Side(["ccc", "bb"], "query")
+    system.read([first])
+    np.testing.assert_array_equal(system.read([second]).features(second), [[3, 1], [2, 1]])
+    # In another role it is another text.
+    passages = Side(["bb"], "passage")
+    system.read([passages])
+    assert asked == ["a", "bb", "ccc", "bb"]
+    # Where they would take too much memory, the older ones are forgotten.
+    monkeypatch.setattr("training.vectors.KNOWN_BYTES", 16)
+    third = Side(["dddd", "bb"], "query")
+    np.testing.assert_array_equal(system.read([third]).features(third), [[4, 1], [2, 1]])
+    system.read([second])
+    assert asked[4:] == ["dddd", "ccc"]

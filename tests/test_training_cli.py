@@ -86,16 +86,13 @@ def test_prepare_and_the_three_stages_are_one_road(tmp_path: Path) -> None:
     backbone = write_tiny_checkpoint(tmp_path / "backbone")
     second = "epochs = 1\nhard_negatives = 2"
     stages = {"pretrain": "steps = 3", "finetune": second, "instruct": second}
-    config = tmp_path / "toy.toml"
-    config.write_text(
-        f'name = "toy"\nbackbone = "{backbone}"\n'
-        + "".join(
+    for stage, extra in stages.items():
+        config = tmp_path / f"{stage}.toml"
+        config.write_text(
+            f'name = "toy"\nbackbone = "{backbone}"\n'
             f'[{stage}]\nbatch_pairs = 50\nprecision = "fp32"\nwarmup_steps = 1\n{extra}\n'
             f'[{stage}.sources.questions]\npath = "train/questions.jsonl"\n'
-            for stage, extra in stages.items()
         )
-    )
-    for stage in stages:
         prepared, run_folder = str(tmp_path / "prepared" / stage), str(tmp_path / "run" / stage)
         done = run("prepare", str(config), "--stage", stage, "--data", str(data), "--out", prepared)
         assert (done.returncode, done.stdout) == (0, f"{prepared}\n"), done.stderr

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from training import config as stages
 from training.bootstrap_config import load_config
@@ -167,3 +168,21 @@ def test_a_model_s_file_names_the_key_that_is_wrong(tmp_path, text, says):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BadTrainConfig, match=re.escape(says)):
         stages.load_config(path)
+
+
+def test_a_mixture_of_epochs_keeps_what_is_not_said_otherwise():
+    mixture = stages.FinetuneConfig.model_validate({"mixture": {"one_source_a_batch": False}}).mixture
+    assert (mixture.source_cap, mixture.language_exponent, mixture.one_source_a_batch) == (None, 1.0, False)
+
+
+def test_a_model_has_one_second_stage():
+    source = {"questions": {"path": "q.jsonl"}}
+    with pytest.raises(ValidationError, match="second stage is `finetune` or `instruct`"):
+        stages.ModelConfig.model_validate(
+            {"name": "toy", "backbone": "b", "finetune": {"sources": source}, "instruct": {"sources": source}}
+        )
+
+
+def test_a_window_of_ranks_that_holds_none_is_refused():
+    with pytest.raises(ValidationError, match="rank_from 210 is not below rank_to 200"):
+        stages.MineConfig(rank_from=210)

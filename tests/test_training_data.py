@@ -27,9 +27,11 @@ DATA = Path(__file__).parent / "data"
         ("zh-Hant", ("zh-Hant", "zh-Hant")),
         ("zh-Hant-ja", ("zh-Hant", "ja")),
         ("en-sr_Latn", ("en", "sr_Latn")),
+        ("ru-Latn", ("ru-Latn", "ru-Latn")),
+        ("pt-BR-en", ("pt-BR", "en")),
     ],
 )
-def test_a_language_pair_is_split_at_its_first_hyphen_but_not_inside_traditional_chinese(lang, sides):
+def test_a_language_pair_is_split_where_the_second_language_begins(lang, sides):
     assert split_languages(lang) == sides
 
 

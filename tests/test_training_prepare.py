@@ -242,3 +242,22 @@ def test_a_source_that_is_there_stays_unless_asked_again(prepared: Path, tmp_pat
     before = (prepared / "questions" / ABOUT_FILE).stat().st_mtime_ns
     assert prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=prepared) == []
     assert (prepared / "questions" / ABOUT_FILE).stat().st_mtime_ns == before
+
+
+def test_answers_with_places_are_refused_and_empty_negatives_are_none(tmp_path: Path) -> None:
+    row = {"query": "who found radium?", "positive": "Curie found it in 1898.", "lang": "en"}
+    squad = {**row, "answers": {"text": ["Curie"], "answer_start": [0]}}
+    with pytest.raises(BadTrainingData, match=r"column 'answers' holds 'text', 'answer_start'; name a column of texts"):
+        prepare({"questions": QUESTIONS}, FilterConfig(), data=lines(tmp_path, squad), out=tmp_path / "out")
+    # A blank line is nothing, and so is an empty negative.
+    lines(tmp_path, {**row, "negative": ""}, "\n", {**row, "query": "when?", "negative": ["", "Nobody."]})
+    (about,) = prepare({"questions": QUESTIONS}, FilterConfig(), data=tmp_path, out=tmp_path / "out")
+    found = PairStore(tmp_path / "out" / "questions").rows(np.arange(2))
+    assert sorted(len(one.negatives) for one in found) == [0, 1]
+    assert about.negatives == 0
+
+
+def test_a_language_may_say_its_script() -> None:
+    row = PairRow("gde biblioteka", "biblioteka nakhoditsya za rynkom")
+    assert why_not("ru-Latn", row, FilterConfig(), symmetric=False) is None
+    assert why_not("ru", row, FilterConfig(), symmetric=False) == "script"

@@ -1,7 +1,7 @@
 """Systems whose texts have vectors: every text is embedded once, and nearness is a product of vectors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +16,8 @@ Vectors: TypeAlias = NDArray[np.float32]
 Similarity = Literal["cosine", "dot"]
 # Texts, role and instruction to float32[N, H], not necessarily of length one.
 EmbedTexts = Callable[[Sequence[str], Role | None, str | None], Vectors]
+# Vectors that are kept for the sets to come.
+KNOWN_BYTES = 1 << 29
 INSTRUCTION_MARK = "{instruction}"
 # How a text is asked about: its role, and the instruction for an instruct model.
 Asked: TypeAlias = tuple[Role | None, str | None]
@@ -33,22 +35,37 @@ class VectorSystem:
     embed: EmbedTexts
     similarity: Similarity = "cosine"
     raw_features: bool = False
+    _known: dict[Asked, dict[str, Vectors]] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, sides: Sequence[Side]) -> "VectorReading":
-        """Embed the distinct texts of all sides, those of one role together."""
+        """Embed the distinct texts of all sides, those of one role together; those of the sets before are known."""
         rows: dict[Asked, dict[str, int]] = {}
         for side in sides:
-            known = rows.setdefault((side.role, side.instruction), {})
+            places = rows.setdefault((side.role, side.instruction), {})
             for text in side.texts:
-                known.setdefault(text, len(known))
-        vectors = {asked: self.embed(list(known), *asked) for asked, known in rows.items() if known}
-        for (role, _), part in vectors.items():
-            if not np.isfinite(part).all():
+                places.setdefault(text, len(places))
+        vectors = {asked: self._embedded(list(places), asked) for asked, places in rows.items() if places}
+        return VectorReading(rows, vectors, self.similarity, self.raw_features)
+
+    def _embedded(self, texts: list[str], asked: Asked) -> Vectors:
+        """The texts' vectors. Sets that share their texts, such as a matrix of languages, are embedded once."""
+        known = self._known.setdefault(asked, {})
+        new = [text for text in texts if text not in known]
+        if new:
+            found = self.embed(new, *asked)
+            if not np.isfinite(found).all():
                 raise UnknownSystem(
-                    f"{self.identity.name} gave vectors that are not finite numbers (as {role or 'no role'}, in "
+                    f"{self.identity.name} gave vectors that are not finite numbers (as {asked[0] or 'no role'}, in "
                     f"{self.identity.dtype}); compute it in fp32"
                 )
-        return VectorReading(rows, vectors, self.similarity, self.raw_features)
+            if len(new) == len(texts) and found.nbytes > KNOWN_BYTES:
+                return found
+            if sum(len(each) for each in self._known.values()) * found[0].nbytes + found.nbytes > KNOWN_BYTES:
+                kept = {text: known[text] for text in texts if text in known}
+                self._known.clear()
+                known = self._known.setdefault(asked, kept)
+            known.update(zip(new, found, strict=True))
+        return np.stack([known[text] for text in texts])
 
 
 class VectorReading:
