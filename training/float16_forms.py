@@ -46,7 +46,7 @@ def add_float16(
     # ONNX Runtime computes float16 graphs in float32 on a CPU: it would not see a value that leaves float16's range.
     # PyTorch stores every state as a half.
     arithmetic = embed_collection(torch_run(halved), recipe, gate.texts, "query", progress=True)
-    parities = [hold("fp16 arithmetic", FLOAT16, gate, wanted, arithmetic)]
+    parities = [hold("fp16 as PyTorch computes it", FLOAT16, gate, wanted, arithmetic)]
     parities[0].check()
     for form in forms:
         name, opset = FILES[form]

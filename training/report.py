@@ -44,8 +44,12 @@ def write_report(results: Sequence[Result], out: Path, into: Path | None = None)
 
 
 def brief(named: Mapping[str, Result], figures: Sequence[tuple[str, str]], folder: str) -> str:
-    """The table of all sets and the figures, for another page.   folder: of the figures, seen from that page."""
-    images = [f"![{title}]({folder}/{file})" for title, file in figures]
+    """The table of all sets and the figures, for another page.   folder: of the figures, seen from that page.
+
+    Of the figures that each system has one of, only the first system's.
+    """
+    others = tuple(f"-{number}.svg" for number in range(2, len(named) + 1))
+    images = [f"![{title}]({folder}/{file})" for title, file in figures if not file.endswith(others)]
     return "\n\n".join([_figures_of_all(named), *images])
 
 
