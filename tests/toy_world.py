@@ -122,12 +122,22 @@ def question(fact: Fact, draw: random.Random) -> list[str]:
     )
 
 
-def passage(fact: Fact, known: Sequence[Fact], draw: random.Random) -> list[list[str]]:
-    """The fact among two others about the same person, which make its neighbours hard to tell from it."""
-    others = draw.sample([other for other in known if other[0] == fact[0] and other != fact], 2)
-    told = [statement(one) for one in (fact, *others)]
-    draw.shuffle(told)
-    return told
+def documents(known: Sequence[Fact], draw: random.Random) -> list[list[Fact]]:
+    """The facts in threes about the same person, which are hard to tell from other threes about that person.
+
+    Each fact is in one of them: a passage that answers a question is the only one that does.
+    """
+    found = []
+    for who in WHO:
+        own = [fact for fact in known if fact[0] == who]
+        draw.shuffle(own)
+        found += [own[place : place + 3] for place in range(0, len(own) - 2, 3)]
+    return found
+
+
+def told(facts: Sequence[Fact], language: str) -> str:
+    """A passage of some facts."""
+    return ". ".join(said(statement(fact), language) for fact in facts)
 
 
 def facts(draw: random.Random) -> tuple[list[Fact], list[Fact]]:
@@ -166,11 +176,12 @@ def translations(known: Sequence[Fact], draw: random.Random, count: int) -> Iter
 
 
 def questions(known: Sequence[Fact], draw: random.Random, count: int) -> Iterator[dict[str, object]]:
-    """A question and the passage that answers it, in one language."""
+    """A question and the passage that answers it, in the one language that the passage is told in."""
+    library = [(facts, draw.choice(LANGUAGES)) for facts in documents(known, draw)]
     for _ in range(count):
-        fact, language = draw.choice(known), draw.choice(LANGUAGES)
-        told = ". ".join(said(words, language) for words in passage(fact, known, draw))
-        yield {"query": said(question(fact, draw), language), "positive": told, "lang": language}
+        facts, language = draw.choice(library)
+        asked = said(question(draw.choice(facts), draw), language)
+        yield {"query": asked, "positive": told(facts, language), "lang": language}
 
 
 def write_evaluation(folder: Path, held: Sequence[Fact], draw: random.Random) -> None:
@@ -183,12 +194,13 @@ def write_evaluation(folder: Path, held: Sequence[Fact], draw: random.Random) ->
     write_lines(folder / "bitext_flores200.jsonl.gz", bitext)
     write_lines(folder / "sts_stsb_multi.jsonl.gz", similarities(held, draw))
     corpus, asked, answers = [], [], ["lang\tquery_id\tdoc_id\tscore"]
+    library = documents(held, draw)
     for language in LANGUAGES:
-        for number, fact in enumerate(held[:200]):
+        for number, facts in enumerate(library):
             name = f"{language}{number}"
-            told = ". ".join(said(words, language) for words in passage(fact, held, draw))
-            corpus.append({"lang": language, "doc_id": name, "title": "", "text": told})
-            asked.append({"lang": language, "query_id": name, "text": said(question(fact, draw), language)})
+            corpus.append({"lang": language, "doc_id": name, "title": "", "text": told(facts, language)})
+            text = said(question(draw.choice(facts), draw), language)
+            asked.append({"lang": language, "query_id": name, "text": text})
             answers.append(f"{language}\t{name}\t{name}\t1")
     write_lines(folder / "retrieval_xquad" / "corpus.jsonl.gz", corpus)
     write_lines(folder / "retrieval_xquad" / "queries.jsonl.gz", asked)
@@ -292,7 +304,7 @@ batch_queries = 8
 negatives = 7
 forward_factor = 1
 r_drop = 0.0
-epochs = 4
+epochs = 5
 warmup_steps = 100
 learning_rate = 1e-3
 precision = "fp32"
