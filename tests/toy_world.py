@@ -23,57 +23,16 @@ from transformers import BertConfig, BertModel
 from training.checkpoint import write_sentence_transformers_files
 
 WHO = [
-    "baker",
-    "sailor",
-    "teacher",
-    "doctor",
-    "farmer",
-    "painter",
-    "pilot",
-    "singer",
-    "judge",
-    "nurse",
-    "tailor",
-    "miller",
-    "weaver",
-    "hunter",
-    "porter",
-    "mason",
-    "clerk",
-    "barber",
-    "gardener",
-    "potter",
-]
+    "baker", "sailor", "teacher", "doctor", "farmer", "painter", "pilot", "singer", "judge", "nurse", "tailor",
+    "miller", "weaver", "hunter", "porter", "mason", "clerk", "barber", "gardener", "potter",
+]  # fmt: skip
 DOES = [
-    "greets",
-    "follows",
-    "helps",
-    "paints",
-    "teaches",
-    "finds",
-    "calls",
-    "thanks",
-    "visits",
-    "warns",
-]
+    "greets", "follows", "helps", "paints", "teaches", "finds", "calls", "thanks", "visits", "warns",
+]  # fmt: skip
 WHERE = [
-    "harbour",
-    "garden",
-    "library",
-    "market",
-    "station",
-    "museum",
-    "forest",
-    "bridge",
-    "castle",
-    "valley",
-    "island",
-    "tower",
-    "desert",
-    "chapel",
-    "village",
-    "theatre",
-]
+    "harbour", "garden", "library", "market", "station", "museum", "forest", "bridge", "castle", "valley", "island",
+    "tower", "desert", "chapel", "village", "theatre",
+]  # fmt: skip
 WORDS = [*WHO, *DOES, *WHERE, "the", "in", "where", "who", "does", "what"]
 LANGUAGES = ("en", "de", "ru", "zh")
 FLORES = {"en": "eng_Latn", "de": "deu_Latn", "ru": "rus_Cyrl", "zh": "zho_Hans"}
