@@ -18,6 +18,8 @@ from training.plots import Point, plot_languages, plot_matrix, plot_sizes
 from training.result import NAMED_MEANS, Result, SetResult, summary
 
 PAGE = "report.md"
+# As many names as an axis has room for.
+NAMED_SETS = 4
 _SIZES: tuple[tuple[str, float, str], ...] = (
     ("bytes", 1e6, "MB of weights"),
     ("parameters", 1e6, "million parameters"),
@@ -84,7 +86,12 @@ def draw_figures(named: Mapping[str, Result], out: Path) -> list[tuple[str, str]
     points, unit, sets = sizes(named)
     if len({point.size for point in points}) > 1:
         figures.append(("Size against quality", "size.svg"))
-        plot_sizes(out / "size.svg", points, unit, f"mean of {', '.join(sets)}")
+        plot_sizes(
+            out / "size.svg",
+            points,
+            unit,
+            f"mean of {', '.join(sets) if len(sets) <= NAMED_SETS else f'{len(sets)} sets'}",
+        )
     return figures
 
 
