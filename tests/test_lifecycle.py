@@ -220,7 +220,8 @@ def test_an_overloaded_gateway_says_when_to_come_back_and_takes_one_large_reques
         assert scrape(client)[series("me5_rejected_requests_total", reason="overloaded")] == refused
 
         # OpenAI's client: its own error class, and a later try that succeeds.
-        with in_background(gateway, [bulk(300)]), openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as sdk:
+        # The client first: making one takes time, in which the queue would empty.
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as sdk, in_background(gateway, [bulk(1500)]):
             assert eventually(lambda: total(scrape(client), "me5_queue_tokens") > limit)
             with pytest.raises(openai.RateLimitError, match="overloaded") as caught:
                 sdk.with_options(max_retries=0).embeddings.create(model="x", input=passages(64))
