@@ -235,7 +235,7 @@ def test_a_query_overtakes_a_bulk_job(gateway: Gateway, client: httpx.Client) ->
     wait_until_queue_is_empty(client)
     started = time.monotonic()
     waited: list[float] = []
-    with in_background(gateway, [bulk(64)] * 20) as answers:
+    with in_background(gateway, [bulk(64)] * 40) as answers:
         assert eventually(lambda: total(scrape(client), "me5_queue_requests") >= 15)
         for index in range(5):
             asked = time.monotonic()
