@@ -18,14 +18,14 @@ from service.recipe.golden import Precision
 from service.recipe.spec import SPEC_FILE
 from training.errors import CheckpointError, UnknownSystem
 from training.evaluate import EngineName, open_model
-from training.hybrid import Fusion, FusionOptions, HybridSystem
+from training.hybrid import FusionOptions, HybridSystem
 from training.processes import device_alone
 from training.sentence_folder import read_sentence_folder
 from training.server_system import SCHEMES, ServerOptions, open_server
 from training.starting_model import PACKAGE_PREFIX, find_model_folder
 from training.system import System
 from training.transformer_system import TransformerOptions, open_transformer
-from training.words import WORDS, Variant, WordOptions, WordSystem
+from training.words import WORDS, WordOptions, WordSystem
 
 HYBRID = "hybrid:"
 
@@ -34,7 +34,7 @@ HYBRID = "hybrid:"
 class OpenOptions:
     """What each kind of system takes; the others ignore it.
 
-    engine, precision, threads: of a model version.   fusion, depth: of a hybrid.
+    engine, precision, threads: of a model version. BM25 and hybrids have their usual settings.
     """
 
     engine: EngineName = "onnx"
@@ -43,22 +43,16 @@ class OpenOptions:
     progress: bool = False
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
-    k1: float = WordOptions.k1
-    b: float = WordOptions.b
-    variant: Variant = WordOptions.variant
-    fusion: Fusion = FusionOptions.fusion
-    depth: int = FusionOptions.depth
 
 
 def open_system(text: str, options: OpenOptions | None = None) -> System:
     """Open what `text` names. UnknownSystem says what it could have been."""
     chosen = options or OpenOptions()
     if text == WORDS or text.startswith(f"{WORDS}:"):
-        return WordSystem(_word_options(text.removeprefix(WORDS).removeprefix(":"), chosen))
+        return WordSystem(_word_options(text.removeprefix(WORDS).removeprefix(":")))
     if text.startswith(HYBRID):
         first, second, weight = split_hybrid(text)
-        fusion = FusionOptions(weight, chosen.fusion, chosen.depth)
-        return HybridSystem(open_system(first, chosen), open_system(second, chosen), fusion)
+        return HybridSystem(open_system(first, chosen), open_system(second, chosen), FusionOptions(weight))
     if text.partition("://")[0] in SCHEMES:
         return open_server(text, chosen.server)
     if text.startswith(PACKAGE_PREFIX):
@@ -98,10 +92,10 @@ def _split_at_plus(text: str) -> list[str]:
     return names
 
 
-def _word_options(tokenizer: str, options: OpenOptions) -> WordOptions:
+def _word_options(tokenizer: str) -> WordOptions:
     if tokenizer and not Path(tokenizer).is_file():
         raise UnknownSystem(f"bm25:{tokenizer}: there is no such file; name a tokenizer.json, or bm25 alone")
-    return WordOptions(Path(tokenizer) if tokenizer else None, options.k1, options.b, options.variant)
+    return WordOptions(Path(tokenizer) if tokenizer else None)
 
 
 def _open_folder(folder: Path, options: OpenOptions) -> System:

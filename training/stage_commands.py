@@ -11,6 +11,10 @@ from training.terminal import STOPPED, Config, Data, Mined, Pairs, StageName, da
 commands = typer.Typer()
 
 Out = Annotated[Path | None, typer.Option(help="Folder of this run; runs/NAME/STAGE by default.", show_default=False)]
+Start = Annotated[
+    Path | None,
+    typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
 
 
@@ -80,10 +84,7 @@ def teach(
 @commands.command()
 def finetune(
     config: Config,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
-    ] = None,
+    start: Start = None,
     pairs: Pairs = None,
     out: Out = None,
     resume: Resume = False,
@@ -95,10 +96,7 @@ def finetune(
 @commands.command()
 def instruct(
     config: Config,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="The checkpoint to begin with; runs/NAME/pretrain/latest by default.", show_default=False),
-    ] = None,
+    start: Start = None,
     pairs: Pairs = None,
     out: Out = None,
     resume: Resume = False,
