@@ -59,9 +59,19 @@ class EngineHost(Protocol):
     lost: asyncio.Future[str]
 
     async def run(
-        self, rows: Sequence[NDArray[np.int32]], *, lane: Lane, unit: bool = True, wide: bool = False
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        unit: bool = True,
+        wide: bool = False,
+        deadline: float | None = None,
+        traceparent: str | None = None,
     ) -> NDArray[np.float32]:
         """float32[B, D] for B rows of ids; of length one with `unit`. wide: all cores may work on this one batch.
+
+        deadline: when the last one who waits for it gives up, on the monotonic clock.   traceparent: the batch's place
+        in a trace, as W3C words it. A host that computes on another machine passes both on.
 
         At most `streams` batches a lane run at a time. Raises EngineFailed where the engine failed on the batch, and
         EngineLost where there is none any more. Cancelling leaves the host unusable: `kill` it.

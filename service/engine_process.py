@@ -102,9 +102,16 @@ class EngineProcess:
         return host
 
     async def run(
-        self, rows: Sequence[NDArray[np.int32]], *, lane: Lane, unit: bool = True, wide: bool = False
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        unit: bool = True,
+        wide: bool = False,
+        deadline: float | None = None,  # noqa: ARG002
+        traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
-        """As EngineHost says."""
+        """As EngineHost says. A batch that runs is not stopped for its deadline."""
         loop = asyncio.get_running_loop()
         slot = self._free[lane].pop()
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))

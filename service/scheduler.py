@@ -175,7 +175,13 @@ class Scheduler:
         unit = all(pending.job.unit for pending in batch)
         try:
             async with asyncio.timeout(self._engine_timeout_s):
-                vectors = await host.run([pending.ids for pending in batch], lane=lane, unit=unit, wide=wide)
+                vectors = await host.run(
+                    [pending.ids for pending in batch],
+                    lane=lane,
+                    unit=unit,
+                    wide=wide,
+                    deadline=max(pending.job.deadline for pending in batch),
+                )
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
             host.kill("it hung")

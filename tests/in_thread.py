@@ -36,6 +36,8 @@ class InThread:
         lane: Lane,  # noqa: ARG002
         unit: bool = True,
         wide: bool = False,  # noqa: ARG002
+        deadline: float | None = None,  # noqa: ARG002
+        traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[NDArray[np.float32]] = loop.create_future()
