@@ -220,7 +220,7 @@ class MineConfig(Section):
     rank_from: int = Field(default=0, ge=0)
     rank_to: int = Field(default=200, gt=0)
     # A candidate's cosine is at most the positive's less this share of it, and less this.
-    relative_margin: float = Field(default=0.05, ge=0, lt=1)
+    relative_margin: float = Field(default=0.05, ge=-1, lt=1)
     absolute_margin: float = Field(default=0.0, ge=0)
     # Whose passages: any, or those of the query's own language.
     languages: Literal["any", "same"] = "any"
