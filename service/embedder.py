@@ -153,7 +153,7 @@ class Embedder:
         else:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
-        self.metrics.tokenize_duration_s.observe(tokenize_s)
+        self.metrics.tokenize_duration_s.labels(lane).observe(tokenize_s)
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
