@@ -1,0 +1,144 @@
+"""Every alert fires: a real fault on a real gateway, seen by a real Prometheus, told by a real Alertmanager."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from alert_faults import FAULTS, FAULTY_GATEWAY, Scene, address, killed_gateway, unavailable
+from asking import asking, passages
+from gateway_process import ROOT, start_gateway
+from monitoring import (
+    ALERTMANAGER,
+    PROMETHEUS,
+    Monitoring,
+    faster,
+    faster_rules,
+    missing,
+    rules_of,
+    run_tool,
+    start_monitoring,
+)
+
+UNIT_TESTS = PROMETHEUS / "tests" / "alerts_test.yml"
+RUNBOOK = ROOT / "docs" / "alerts.md"
+ALERTS = {str(rule["alert"]): rule for rule in rules_of("alerts.yml")}
+
+needs_tools = pytest.mark.skipif(missing("promtool", "amtool") is not None, reason=str(missing("promtool", "amtool")))
+needs_servers = pytest.mark.skipif(
+    missing("prometheus", "alertmanager") is not None, reason=str(missing("prometheus", "alertmanager"))
+)
+
+
+@needs_tools
+def test_the_files_are_valid() -> None:
+    run_tool("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
+    run_tool("promtool", "check", "rules", "--lint=all", "--lint-fatal", PROMETHEUS / "rules.yml", PROMETHEUS / "alerts.yml")
+    run_tool("amtool", "check-config", ALERTMANAGER)
+
+
+@needs_tools
+def test_alerts_fire_at_their_bounds_and_after_their_time() -> None:
+    run_tool("promtool", "test", "rules", UNIT_TESTS)
+
+
+def test_every_alert_has_a_unit_test_that_fires_it() -> None:
+    tests = yaml.safe_load(UNIT_TESTS.read_text(encoding="utf-8"))["tests"]
+    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    assert fired == set(ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_what_it_means_and_leads_to_what_to_do(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert rule["annotations"]["runbook"] == f"docs/alerts.md#{name.lower()}"
+    # Where GitHub puts the anchor.
+    headings = re.findall(r"^### (\w+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings.count(name) == 1
+
+
+def test_the_runbook_tells_of_no_alert_that_does_not_exist() -> None:
+    headings = re.findall(r"^### (\w+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == list(ALERTS)
+
+
+def test_group_names_are_unique_over_both_files() -> None:
+    # They share one PrometheusRule on Kubernetes.
+    documents = [yaml.safe_load((PROMETHEUS / name).read_text(encoding="utf-8")) for name in ("rules.yml", "alerts.yml")]
+    names = [group["name"] for document in documents for group in document["groups"]]
+    assert len(names) == len(set(names))
+
+
+def test_for_a_test_only_durations_change() -> None:
+    text = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
+    before, after = yaml.safe_load(text), yaml.safe_load(faster_rules(text))
+    assert faster("5m") == "3000ms"
+    assert faster("1h30m") == "54000ms"
+    for group, fast in zip(before["groups"], after["groups"], strict=True):
+        for rule, quick in zip(group["rules"], fast["rules"], strict=True):
+            same = {key: value for key, value in rule.items() if key not in ("expr", "for")}
+            assert same == {key: value for key, value in quick.items() if key not in ("expr", "for")}
+            assert re.sub(r"\[\w+\]", "", rule["expr"]) == re.sub(r"\[\w+\]", "", quick["expr"])
+            assert ("for" in rule) == ("for" in quick)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One Prometheus and one Alertmanager for all faults, and two gateways that most of them happen to."""
+    folder = tmp_path_factory.mktemp("scene")
+    orders = folder / "orders"
+    narrow = {"max_queued_tokens": 300, "max_connections": 8, "max_buffered_bytes": 30_000}
+    with (
+        start_monitoring(folder) as monitoring,
+        start_gateway(program=(str(FAULTY_GATEWAY), str(orders)), drain_s=0) as gateway,
+        start_gateway(drain_s=0, **narrow) as limited,
+    ):
+        yield Scene(monitoring, gateway, orders, limited, folder)
+
+
+def wait_until_over(monitoring: Monitoring, alert: str) -> None:
+    """Until an earlier fault's alert is over, for Alertmanager says no thing twice."""
+
+    def over() -> bool:
+        told = [notice.status for notice in monitoring.receiver.notices if notice.labels["alertname"] == alert]
+        return alert not in monitoring.firing() and (not told or told[-1] == "resolved")
+
+    monitoring.wait_until(over, f"{alert} resolved")
+
+
+@needs_servers
+def test_a_gateway_at_work_sets_off_nothing(scene: Scene) -> None:
+    monitoring = scene.monitoring
+    monitoring.watch(gateway=[address(scene.gateway)])
+    # Nothing was scraped before.
+    wait_until_over(monitoring, "Me5Unavailable")
+    since = len(monitoring.receiver.notices)
+    with asking(scene.gateway, clients=2), asking(scene.gateway, passages, clients=1) as statuses:
+        monitoring.wait_until(lambda: monitoring.query("me5:requests:rate5m > 0"), "requests")
+        # Longer than every window and every `for` of what a load alone could set off.
+        monitoring.wait_until(lambda: sum(statuses.values()) > 200, "200 answers")
+        monitoring.wait_until(lambda: monitoring.query("count_over_time(me5:requests:rate5m[10s]) > 40"), "10 s")
+    assert not monitoring.firing()
+    assert [notice for notice in monitoring.receiver.notices[since:] if notice.status == "firing"] == []
+    assert monitoring.broken_rules() == []
+
+
+@needs_servers
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_fires(name: str, scene: Scene) -> None:
+    assert name in FAULTS, f"no fault is known that sets off {name}"
+    monitoring = scene.monitoring
+    wait_until_over(monitoring, name)
+    since = len(monitoring.receiver.notices)
+    with FAULTS[name](scene) as labels:
+        notice = monitoring.wait_for_notice(name, since=since, **labels)
+    assert notice.labels["severity"] == ALERTS[name]["labels"]["severity"]
+    assert notice.annotations["runbook"] == ALERTS[name]["annotations"]["runbook"]
+    # Every template was filled in.
+    assert not re.search(r"\{\{|<no value>|error", notice.annotations["summary"])
+    assert notice.annotations["summary"]
