@@ -31,7 +31,7 @@ LAYERS = [
     ["service.engine_onnx", "service.engine_openvino"],
     ["service.engine_cache"],
     ["service.metrics", "service.settings"],
-    ["service.batching"],
+    ["service.batching", "service.triton_config"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
     ["service.processor", "service.shapes", "service.recipe.prompts", "service.recipe.pooling"],
     ["service.errors", "service.triton_errors"],
@@ -131,8 +131,8 @@ def test_heavy_packages_stay_in_their_one_home(package: str) -> None:
     assert not strays
 
 
-def test_training_takes_from_the_gateway_only_recipe_errors_and_the_engine() -> None:
-    allowed = {"service", "service.errors", "service.engine"}
+def test_training_takes_from_the_gateway_only_recipe_errors_the_engine_and_tritons_config() -> None:
+    allowed = {"service", "service.errors", "service.engine", "service.triton_config"}
     strays = {
         (module, name)
         for module, names in IMPORTS.items()
