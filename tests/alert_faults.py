@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 from asking import asking, passages
@@ -45,11 +46,17 @@ class Scene:
     narrow: Gateway
     folder: Path
 
-    def order(self, fault: str) -> None:
-        """Have every batch of every engine process commit a fault from now on; tests/faults/faulty_worker.py."""
+    @contextmanager
+    def ordered(self, fault: str) -> Iterator[None]:
+        """Every batch of every engine process commits a fault, tests/faults/faulty_worker.py; afterwards all is well."""
         draft = self.orders.with_suffix(".draft")
         draft.write_text(f"always {fault}", encoding="ascii")
         draft.rename(self.orders)
+        try:
+            yield
+        finally:
+            self.orders.unlink()
+            wait_until_ready(self.gateway)
 
 
 Fault = Callable[[Scene], AbstractContextManager[Mapping[str, str]]]
@@ -117,12 +124,9 @@ def unavailable(scene: Scene) -> Iterator[Mapping[str, str]]:
 def batches_fail(scene: Scene) -> Iterator[Mapping[str, str]]:
     """Every batch raises, and so does the proof of every new engine."""
     scene.monitoring.watch(gateway=[address(scene.gateway)])
-    with asking(scene.gateway) as statuses:
-        scene.order("raises")
+    with asking(scene.gateway) as statuses, scene.ordered("raises"):
         yield {"severity": "critical"}
-        scene.orders.unlink()
     assert statuses[500] + statuses[503] > 0
-    wait_until_ready(scene.gateway)
 
 
 @contextmanager
@@ -163,26 +167,30 @@ def killed_gateway(scene: Scene) -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def unproved_engine(scene: Scene) -> Iterator[Mapping[str, str]]:
-    """The engine is killed, and no other one passes its proof."""
-    scene.monitoring.watch(gateway=[address(scene.gateway)])
-    scene.order("gives_wrong_vectors")
-    engine_of(scene.gateway).kill()
-    yield {"instance": address(scene.gateway)}
-    scene.orders.unlink()
-    wait_until_ready(scene.gateway)
+    """The engine of one of two gateways is killed, and no other one passes its proof."""
+    scene.monitoring.watch(gateway=[address(scene.gateway), address(scene.narrow)])
+    with scene.ordered("gives_wrong_vectors"):
+        engine_of(scene.gateway).kill()
+        yield {"instance": address(scene.gateway)}
+
+
+def lose_engines(gateway: Gateway, count: int) -> None:
+    """Kill one engine after another, each once the gateway computes with it."""
+    for _ in range(count):
+        killed = engine_of(gateway)
+        killed.kill()
+        with suppress(psutil.NoSuchProcess):
+            killed.wait(READY_MAX_S)
+        # Readiness turns red once the gateway has noticed.
+        time.sleep(0.2)
+        wait_until_ready(gateway)
 
 
 @contextmanager
 def killed_engines(scene: Scene) -> Iterator[Mapping[str, str]]:
     """One engine after another is killed."""
     scene.monitoring.watch(gateway=[address(scene.gateway)])
-    for _ in range(3):
-        killed = engine_of(scene.gateway)
-        killed.kill()
-        # Readiness turns red once the gateway has noticed.
-        killed.wait(READY_MAX_S)
-        time.sleep(0.2)
-        wait_until_ready(scene.gateway)
+    lose_engines(scene.gateway, 3)
     yield {"instance": address(scene.gateway)}
 
 
@@ -209,9 +217,10 @@ def lowered_memory_limit(scene: Scene) -> Iterator[Mapping[str, str]]:
     cgroup.mkdir()
     limit = cgroup / "memory.max"
     limit.write_text(f"{8 * 2**30}\n", encoding="ascii")
-    if os.system(f"unshare -m mount --bind {cgroup} /sys/fs/cgroup 2>/dev/null"):
+    mount = ["unshare", "-m", "mount", "--bind", str(cgroup), "/sys/fs/cgroup"]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount (run as root): a memory limit is shown to the gateway as its cgroup's")
-    script = f"mount --bind {cgroup} /sys/fs/cgroup && exec {shutil.which('python') and os.sys.executable} -m service serve"
+    script = f"mount --bind {cgroup} /sys/fs/cgroup && exec {sys.executable} -m service serve"
     with start_gateway(program=("-c", IN_A_CGROUP, script)) as limited:
         scene.monitoring.watch(gateway=[address(limited)])
         resident = sum(one.memory_info().rss for one in (psutil.Process(limited.process.pid), engine_of(limited)))

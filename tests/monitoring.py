@@ -34,7 +34,7 @@ SPEED = 100
 SCRAPE = "400ms"
 # A scrape that is late on a busy machine is no lost gateway: the least `for:` of those is a minute, 0.6 s here.
 SCRAPE_TIMEOUT = "400ms"
-EVALUATE = "200ms"
+EVALUATE = "400ms"
 
 START_MAX_S = 60.0
 PATIENCE_S = 60.0

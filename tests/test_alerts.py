@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from alert_faults import FAULTS, FAULTY_GATEWAY, Scene, address, killed_gateway, unavailable
+from alert_faults import FAULTS, FAULTY_GATEWAY, Scene, address, lose_engines, stopped
 from asking import asking, passages
 from gateway_process import ROOT, start_gateway
 from monitoring import (
@@ -22,6 +24,8 @@ from monitoring import (
     run_tool,
     start_monitoring,
 )
+from triton_server import triton_missing
+from upstream_faults import UPSTREAM_FAULTS, Tritons, start_tritons
 
 UNIT_TESTS = PROMETHEUS / "tests" / "alerts_test.yml"
 RUNBOOK = ROOT / "docs" / "alerts.md"
@@ -101,23 +105,26 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield Scene(monitoring, gateway, orders, limited, folder)
 
 
-def wait_until_over(monitoring: Monitoring, alert: str) -> None:
-    """Until an earlier fault's alert is over, for Alertmanager says no thing twice."""
+def come_to_rest(scene: Scene, *alerts: str) -> int:
+    """Wait until earlier faults' alerts are over, for Alertmanager says no thing twice; how many notices there were."""
+    monitoring = scene.monitoring
+    # What an earlier test has ended is no gateway that is down.
+    monitoring.watch(gateway=[address(scene.gateway)])
 
-    def over() -> bool:
+    def over(alert: str) -> bool:
         told = [notice.status for notice in monitoring.receiver.notices if notice.labels["alertname"] == alert]
         return alert not in monitoring.firing() and (not told or told[-1] == "resolved")
 
-    monitoring.wait_until(over, f"{alert} resolved")
+    for alert in alerts:
+        monitoring.wait_until(lambda alert=alert: over(alert), f"{alert} resolved")
+    return len(monitoring.receiver.notices)
 
 
 @needs_servers
 def test_a_gateway_at_work_sets_off_nothing(scene: Scene) -> None:
     monitoring = scene.monitoring
-    monitoring.watch(gateway=[address(scene.gateway)])
-    # Nothing was scraped before.
-    wait_until_over(monitoring, "Me5Unavailable")
-    since = len(monitoring.receiver.notices)
+    # Before this nothing was scraped, so nobody was ready.
+    since = come_to_rest(scene, "Me5Unavailable")
     with asking(scene.gateway, clients=2), asking(scene.gateway, passages, clients=1) as statuses:
         monitoring.wait_until(lambda: monitoring.query("me5:requests:rate5m > 0"), "requests")
         # Longer than every window and every `for` of what a load alone could set off.
@@ -128,17 +135,66 @@ def test_a_gateway_at_work_sets_off_nothing(scene: Scene) -> None:
     assert monitoring.broken_rules() == []
 
 
+@pytest.fixture(scope="module")
+def tritons(scene: Scene) -> Iterator[Tritons]:
+    """Two Tritons and a gateway that computes with them, beside the same Prometheus."""
+    with start_tritons(scene.monitoring) as started:
+        yield started
+
+
 @needs_servers
 @pytest.mark.parametrize("name", ALERTS)
-def test_alert_fires(name: str, scene: Scene) -> None:
-    assert name in FAULTS, f"no fault is known that sets off {name}"
+def test_alert_fires(name: str, scene: Scene, request: pytest.FixtureRequest) -> None:
+    assert name in FAULTS or name in UPSTREAM_FAULTS, f"no fault is known that sets off {name}"
+    if name in UPSTREAM_FAULTS and (why := triton_missing()):
+        pytest.skip(why)
     monitoring = scene.monitoring
-    wait_until_over(monitoring, name)
-    since = len(monitoring.receiver.notices)
-    with FAULTS[name](scene) as labels:
+    since = come_to_rest(scene, name)
+    if name in UPSTREAM_FAULTS:
+        fault = UPSTREAM_FAULTS[name](request.getfixturevalue("tritons"))
+    else:
+        fault = FAULTS[name](scene)
+    with fault as labels:
         notice = monitoring.wait_for_notice(name, since=since, **labels)
     assert notice.labels["severity"] == ALERTS[name]["labels"]["severity"]
     assert notice.annotations["runbook"] == ALERTS[name]["annotations"]["runbook"]
     # Every template was filled in.
     assert not re.search(r"\{\{|<no value>|error", notice.annotations["summary"])
     assert notice.annotations["summary"]
+
+
+@needs_servers
+def test_an_alert_that_is_over_is_said_to_be(scene: Scene) -> None:
+    monitoring = scene.monitoring
+    since = come_to_rest(scene, "Me5GatewayDown")
+    monitoring.watch(gateway=[address(scene.gateway), address(scene.narrow)])
+    with stopped(scene.narrow.process.pid):
+        monitoring.wait_for_notice("Me5GatewayDown", since=since, instance=address(scene.narrow))
+    monitoring.wait_for_notice("Me5GatewayDown", "resolved", since=since, instance=address(scene.narrow))
+
+
+@needs_servers
+def test_where_nobody_serves_that_alone_is_told(scene: Scene) -> None:
+    monitoring = scene.monitoring
+    since = come_to_rest(scene, "Me5Unavailable", "Me5GatewayDown")
+    with FAULTS["Me5Unavailable"](scene):
+        monitoring.wait_for_notice("Me5Unavailable", since=since)
+        monitoring.wait_until(lambda: "Me5GatewayDown" in monitoring.suppressed(), "Me5GatewayDown is suppressed")
+        # As long again as a message of its own would have taken.
+        time.sleep(2.0)
+        told = {notice.labels["alertname"] for notice in monitoring.receiver.notices[since:] if notice.status == "firing"}
+    assert told == {"Me5Unavailable"}
+
+
+@needs_servers
+def test_a_gateway_that_is_gone_silences_what_it_did_before(scene: Scene) -> None:
+    monitoring = scene.monitoring
+    come_to_rest(scene, "Me5GatewayDown", "Me5EngineRestarting")
+    with start_gateway(exit_code=-signal.SIGKILL) as doomed:
+        monitoring.watch(gateway=[address(scene.gateway), address(doomed)])
+        lose_engines(doomed, 3)
+        monitoring.wait_until(lambda: "Me5EngineRestarting" in monitoring.firing(), "Me5EngineRestarting")
+        assert "Me5EngineRestarting" not in monitoring.suppressed()
+        doomed.process.kill()
+        monitoring.wait_until(lambda: "Me5EngineRestarting" in monitoring.suppressed(), "its suppression")
+        assert "Me5GatewayDown" in monitoring.firing()
