@@ -48,7 +48,7 @@ class Scene:
 
     @contextmanager
     def ordered(self, fault: str) -> Iterator[None]:
-        """Every batch of every engine process commits a fault, tests/faults/faulty_worker.py; afterwards all is well."""
+        """Every batch of every engine commits a fault of tests/faults/faulty_worker.py; afterwards all is well."""
         draft = self.orders.with_suffix(".draft")
         draft.write_text(f"always {fault}", encoding="ascii")
         draft.rename(self.orders)

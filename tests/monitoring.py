@@ -5,7 +5,7 @@
         monitoring.wait_for_notice("Me5GatewayDown")
 
 Their files are used as they are but for what a test can't have: names of other containers become addresses, and every
-duration is divided by SPEED, so that what takes minutes takes seconds. Bounds, labels and routes stay.
+duration is divided, so that what takes minutes takes seconds. Bounds, labels and routes stay.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -30,7 +31,8 @@ from gateway_process import ROOT, free_port
 PROMETHEUS = ROOT / "docker" / "prometheus"
 ALERTMANAGER = ROOT / "docker" / "alertmanager" / "alertmanager.yml"
 
-SPEED = 100
+# What windows are divided by, and what waiting times are: rates want some scrapes in their window.
+WINDOWS, WAITS = 60, 100
 SCRAPE = "400ms"
 # A scrape that is late on a busy machine is no lost gateway: the least `for:` of those is a minute, 0.6 s here.
 SCRAPE_TIMEOUT = "400ms"
@@ -74,20 +76,20 @@ def run_tool(name: str, *arguments: str | Path, stdin: str = "") -> str:
     return done.stdout + done.stderr
 
 
-def faster(duration: str) -> str:
-    """A duration over SPEED: 5m → 3000ms."""
+def faster(duration: str, by: int = WAITS) -> str:
+    """A part of a duration: 5m → 3000ms."""
     seconds = sum(int(count) * _SECONDS[unit] for count, unit in _DURATION.findall(duration))
-    return f"{math.ceil(1000 * seconds / SPEED)}ms"
+    return f"{math.ceil(1000 * seconds / by)}ms"
 
 
 def faster_rules(text: str) -> str:
-    """A file of rules with every window and every `for` over SPEED."""
+    """A file of rules with every window over WINDOWS and every `for` over WAITS."""
     document = yaml.safe_load(text)
     for group in document["groups"]:
         if "interval" in group:
             group["interval"] = faster(group["interval"])
         for rule in group["rules"]:
-            rule["expr"] = _RANGE.sub(lambda found: f"[{faster(found[1])}]", rule["expr"])
+            rule["expr"] = _RANGE.sub(lambda found: f"[{faster(found[1], WINDOWS)}]", rule["expr"])
             if "for" in rule:
                 rule["for"] = faster(rule["for"])
     return str(yaml.safe_dump(document, sort_keys=False))
@@ -162,7 +164,12 @@ class Monitoring:
     def broken_rules(self) -> list[str]:
         """Rules whose last evaluation failed, with the reason."""
         groups = self._get("/api/v1/rules")["groups"]
-        return [f"{rule['name']}: {rule['lastError']}" for group in groups for rule in group["rules"] if rule.get("lastError")]
+        return [
+            f"{rule['name']}: {rule['lastError']}"
+            for group in groups
+            for rule in group["rules"]
+            if rule.get("lastError")
+        ]
 
     def suppressed(self) -> set[str]:
         """Names of the alerts that Alertmanager keeps to itself because another one says it already."""
@@ -197,7 +204,7 @@ class Monitoring:
             )
             time.sleep(0.1)
 
-    def _get(self, path: str, **parameters: str):  # noqa: ANN202 - JSON
+    def _get(self, path: str, **parameters: str) -> Any:
         answer = self._prometheus.get(path, params=parameters)
         assert answer.status_code == 200, f"{parameters}: {answer.text}"
         return answer.json()["data"]
@@ -229,8 +236,9 @@ def start_monitoring(folder: Path) -> Iterator[Monitoring]:
             # How long an alert that ended may come back without being sent anew: a minute by default.
             "--rules.alert.resend-delay=500ms",
         ]
-        with _running(alertmanager, folder / "alertmanager.log", alerts), _running(
-            prometheus, folder / "prometheus.log", queries
+        with (
+            _running(alertmanager, folder / "alertmanager.log", alerts),
+            _running(prometheus, folder / "prometheus.log", queries),
         ):
             yield Monitoring(folder, f"http://{queries}", f"http://{alerts}", receiver)
 
