@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import REOPEN_PAUSE_MAX_S, Scheduler
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    # Its package is there only where Triton is the engine.
+    from service.engine_triton import TritonPool
 
 log = logging.getLogger("me5.embedder")
 
@@ -76,6 +80,7 @@ class Embedder:
         self._open_host = open_host
         self._choice: Choice | None = None
         # Of a gateway whose engine is elsewhere.
+        self._pool: TritonPool | None = None
         self._upstreams = UpstreamMetrics(metrics.registry) if settings.engine == "triton" else None
         if self._upstreams is not None:
             check_triton(settings, self.model)
@@ -172,6 +177,8 @@ class Embedder:
     async def stop(self) -> None:
         """End the scheduler and the threads; requests that still wait get ShuttingDown."""
         await self._scheduler.stop()
+        if self._pool is not None:
+            await self._pool.close()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     def not_ready(self) -> str | None:
@@ -312,10 +319,11 @@ class Embedder:
     async def _open_again(self) -> EngineHost:
         """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""
         if self._upstreams is not None:
-            from service.opening_triton import open_triton
+            from service.opening_triton import open_host, open_pool
 
-            remote = await open_triton(self.settings, self.model, self._upstreams)
-            self.engine, self.proof_cosine = remote, remote.cosine
+            self._pool = self._pool or await open_pool(self.settings, self.model, self._upstreams)
+            remote = await open_host(self._pool)
+            self.engine, self.proof_cosine = remote, self._pool.cosine
             self._announce()
             return remote
         assert self._choice is not None

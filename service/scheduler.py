@@ -320,12 +320,15 @@ class Scheduler:
             await asyncio.wait({old.lost}, timeout=EPITAPH_TIMEOUT_S)
             log.error("the engine is lost: %s", old.lost.result() if old.lost.done() else how)
             await old.close()
-        pause_s = min(1.0, self._reopen_pause_max_s)
+        pause_s, said = min(1.0, self._reopen_pause_max_s), ""
         while True:
             try:
                 host = await self._open()
             except Me5Error as error:
-                log.error("the engine can't be reopened, next try in %g s: %s", pause_s, error)
+                # The same reason again and again would fill the log.
+                if error.message != said or pause_s >= 1:
+                    log.error("the engine can't be reopened, next try in %g s: %s", pause_s, error)
+                said = error.message
                 self._closed_by = type(error).__name__
                 self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
                 self._fail_all(EngineLost("the engine failed and can't be reopened yet; send the request again"))

@@ -88,7 +88,6 @@ class Upstream:
     def __init__(
         self,
         name: str,
-        address: str,
         model: RemoteModel,
         metrics: UpstreamMetrics,
         *,
@@ -113,7 +112,7 @@ class Upstream:
         # Nobody waits for a future that is made for each change; an event is set and cleared by the probing alone.
         self._look_again = asyncio.Event()
         options = [*_CHANNEL, *([("grpc.ssl_target_name_override", tls_host)] if tls_host else [])]
-        self._client = triton.InferenceServerClient(address, ssl=tls_host is not None, channel_args=options)
+        self._client = triton.InferenceServerClient(name, ssl=tls_host is not None, channel_args=options)
         self._probing = asyncio.create_task(self._probe_for_ever(), name=f"probe {name}")
 
     async def run(
