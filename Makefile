@@ -28,7 +28,7 @@ TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-ver
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-observability check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -42,6 +42,10 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
+
+# Prometheus and Alertmanager are Debian's: apt-get install prometheus prometheus-alertmanager.
+test-observability: $(TRITON_STAMP) $(TEST_STAMP)  ## every alert fires, every panel of the dashboard shows data
+	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -69,7 +69,6 @@ def _variables() -> list[Json]:
             "type": "query",
             "datasource": SOURCE,
             "query": {"query": "label_values(me5_ready, instance)", "refId": "instance"},
-            "definition": "label_values(me5_ready, instance)",
             "multi": True,
             "includeAll": True,
             "allValue": ".*",
@@ -87,11 +86,10 @@ def _alerts_as_annotations() -> Json:
         "name": "Alerts",
         "datasource": SOURCE,
         "enable": True,
-        "expr": 'ALERTS{alertstate="firing", alertname=~"Me5.*"}',
+        "target": {"refId": "Alerts", "expr": 'ALERTS{alertstate="firing", alertname=~"Me5.*"}', "interval": "30s"},
         "titleFormat": "{{alertname}}",
         "textFormat": "{{instance}} {{upstream}}",
         "iconColor": "red",
-        "step": "30s",
     }
 
 
