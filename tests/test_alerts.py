@@ -179,7 +179,7 @@ def test_an_alert_that_is_over_is_said_to_be(scene: Scene) -> None:
 
 
 @needs_servers
-def test_where_nobody_serves_that_alone_is_told(scene: Scene) -> None:
+def test_where_nobody_serves_no_single_gateway_is_told_of(scene: Scene) -> None:
     monitoring = scene.monitoring
     since = come_to_rest(scene, "Me5Unavailable", "Me5GatewayDown")
     with FAULTS["Me5Unavailable"](scene):
@@ -187,10 +187,9 @@ def test_where_nobody_serves_that_alone_is_told(scene: Scene) -> None:
         monitoring.wait_until(lambda: "Me5GatewayDown" in monitoring.suppressed(), "Me5GatewayDown is suppressed")
         # As long again as a message of its own would have taken.
         time.sleep(2.0)
-        told = {
-            notice.labels["alertname"] for notice in monitoring.receiver.notices[since:] if notice.status == "firing"
-        }
-    assert told == {"Me5Unavailable"}
+        told = {one.labels["alertname"] for one in monitoring.receiver.notices[since:] if one.status == "firing"}
+    assert "Me5Unavailable" in told
+    assert "Me5GatewayDown" not in told
 
 
 @needs_servers
