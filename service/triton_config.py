@@ -160,7 +160,7 @@ def _instances(spec: ModelSpec, variant: Variant) -> Iterable[str]:
         yield "instance_group [ { kind: KIND_AUTO count: 1 } ]"
         return
     profiles = ", ".join(f'"{place}"' for place in range(len(plan_profiles(spec.max_tokens))))
-    yield "# All of the plan's profiles, for Triton to take the one that fits best; by default it knows the first alone."
+    yield "# All of the plan's profiles, so that Triton takes the one that fits; unless named it knows the first alone."
     yield f"instance_group [ {{ kind: KIND_GPU count: 1 profile: [ {profiles} ] }} ]"
 
 

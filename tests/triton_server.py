@@ -124,7 +124,7 @@ class TritonServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._models = list(models)
         self._backends = installation().backends(folder / "backends")
-        self._delay = folder / "delay"
+        self._delay, self._delay_ms = folder / "delay", 0.0
         self._shared = f"me5_test_{uuid.uuid4().hex[:8]}"
         self._command = self._command_line(explicit, options)
         self._env = {**os.environ, **installation().environment(), "TRITON_STANDIN_DELAY_FILE": str(self._delay), **env}
@@ -145,8 +145,10 @@ class TritonServer:
         return f"http://{self.address}:{self.metrics_port}/metrics"
 
     def start(self) -> None:
-        """Start it, and wait until it and the models it was given are ready."""
+        """Start it, and wait until it and the models it was given are ready; no delay holds up their warm-up."""
         assert self.process is None, "it runs already"
+        delay_ms = self._delay_ms
+        self.set_delay(0)
         with self.log.open("ab") as stream:
             # A session of its own: its stubs end with it, and a Ctrl-C is the test's.
             self.process = subprocess.Popen(
@@ -158,6 +160,7 @@ class TritonServer:
                 start_new_session=True,
             )
         self.wait_until_ready()
+        self.set_delay(delay_ms)
 
     def wait_until_ready(self, *models: str, within_s: float = START_MAX_S) -> None:
         """Wait for the server and these models, or those it was started with."""
@@ -241,7 +244,8 @@ class TritonServer:
         }
 
     def set_delay(self, milliseconds: float) -> None:
-        """From now on every execution takes so much longer."""
+        """From now on every execution takes so much longer, those of warm-up too where a model is loaded."""
+        self._delay_ms = milliseconds
         whole = self._delay.with_suffix(".new")
         whole.write_text(str(milliseconds), encoding="ascii")
         whole.replace(self._delay)
