@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -92,12 +92,28 @@ def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.
     return (one * other).sum(axis=-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
 
 
-def busy_with(asker: Asker, batch: TokenBatch) -> Future[NDArray[np.float32]]:
-    """Send a batch that is being computed, all of a delay long, when this returns."""
+def busy_with(server: TritonServer, asker: Asker, batch: TokenBatch) -> Future[NDArray[np.float32]]:
+    """Send a batch; when this returns it is being computed, and is until the delay is set to 0."""
+    server.set_delay(60_000)
+    before = len(server.runs(asker.name))
     sent = asker.send(batch, priority=INTERACTIVE_PRIORITY)
-    time.sleep(0.1)
-    assert not sent.done()
+    wait_until(lambda: len(server.runs(asker.name)) > before, server)
     return sent
+
+
+def wait_until(reached: Callable[[], bool], server: TritonServer) -> None:
+    give_up = time.monotonic() + ANSWER_MAX_S
+    while not reached():
+        assert time.monotonic() < give_up, server.log_text()
+        time.sleep(0.02)
+
+
+def executed(server: TritonServer, name: str) -> tuple[int, int]:
+    """Texts and executions so far. Triton counts an execution a moment after it has answered its requests."""
+    seen = {}
+    while seen != (seen := server.statistics(name)):
+        time.sleep(0.3)
+    return seen["inference_count"], seen["execution_count"]
 
 
 def test_the_committed_repository_starts_though_four_of_its_models_have_no_weights(triton: TritonServer) -> None:
@@ -116,7 +132,7 @@ def test_loading_a_model_without_weights_fails_and_harms_nothing(triton: TritonS
 def test_every_width_is_computed_alone_and_with_company_before_the_model_is_ready(triton: TritonServer) -> None:
     config = text_format.Parse((MODEL_REPO / NAME / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
     before = triton.log_text().split(f"successfully loaded '{NAME}'")[0]
-    ran = re.findall(rf"stand-in: {NAME} 1 runs (\d+x\d+) of", before)
+    ran = re.findall(rf"stand-in runs {NAME} 1 (\d+x\d+) ", before)
     assert ran == [sample.name for sample in config.model_warmup]
     assert {name.split("x")[1] for name in ran} == {"32", "64", "128", "256", "512"}
 
@@ -134,34 +150,36 @@ def test_vectors_are_those_of_onnx_runtime_and_pass_the_proof(asker: Asker, spec
 def test_requests_of_one_width_are_computed_together(triton: TritonServer, asker: Asker, spec: ModelSpec) -> None:
     texts = [of_shape(1, 32, spec, first=5 + 7 * place) for place in range(24)]
     alone = [asker.ask(batch) for batch in texts]
-    triton.set_delay(400)
-    before = triton.statistics(NAME)
-    first = busy_with(asker, of_shape(1, 32, spec))
-    found = [sent.result(ANSWER_MAX_S) for sent in [asker.send(batch) for batch in texts]]
+    before = executed(triton, NAME)
+    first = busy_with(triton, asker, of_shape(1, 32, spec))
+    sent = [asker.send(batch) for batch in texts]
+    wait_until(lambda: triton.pending(NAME) == 24, triton)
+    triton.set_delay(0)
+    found = [answer.result(ANSWER_MAX_S) for answer in sent]
     first.result(ANSWER_MAX_S)
-    after = triton.statistics(NAME)
-    assert after["inference_count"] - before["inference_count"] == 25
+    after = executed(triton, NAME)
     # The first one alone; what came meanwhile, by eights.
-    assert after["execution_count"] - before["execution_count"] == 1 + 24 // JOINED_ROWS["onnx"]
+    assert (after[0] - before[0], after[1] - before[1]) == (25, 1 + 24 // JOINED_ROWS["onnx"])
     assert cosines(np.concatenate(found), np.concatenate(alone)).min() >= LEAST_COSINE
 
 
 def test_requests_of_different_widths_are_not(triton: TritonServer, asker: Asker, spec: ModelSpec) -> None:
-    triton.set_delay(200)
-    before = triton.statistics(NAME)
-    sent = [busy_with(asker, of_shape(1, 32, spec))]
+    before = executed(triton, NAME)
+    sent = [busy_with(triton, asker, of_shape(1, 32, spec))]
     sent += [asker.send(of_shape(1, width, spec)) for width in (32, 64, 128, 256, 512)]
+    wait_until(lambda: triton.pending(NAME) == 5, triton)
+    triton.set_delay(0)
     assert [answer.result(ANSWER_MAX_S).shape for answer in sent] == [(1, spec.dimension)] * 6
-    after = triton.statistics(NAME)
-    assert after["execution_count"] - before["execution_count"] == 6
+    after = executed(triton, NAME)
+    assert (after[0] - before[0], after[1] - before[1]) == (6, 6)
 
 
 def test_a_request_of_more_rows_than_are_joined_is_computed_whole(
     triton: TritonServer, asker: Asker, spec: ModelSpec
 ) -> None:
-    before = triton.statistics(NAME)
+    before = len(triton.runs(NAME))
     assert asker.ask(of_shape(256, 32, spec)).shape == (256, spec.dimension)
-    assert triton.statistics(NAME)["execution_count"] - before["execution_count"] == 1
+    assert triton.runs(NAME)[before:] == ["1 256x32 1"]
     with pytest.raises(InferenceServerException, match=r"batch-size must be <= 256"):
         asker.ask(of_shape(257, 32, spec))
 
@@ -170,63 +188,63 @@ def test_a_full_queue_refuses_at_once_and_takes_requests_again_when_there_is_roo
     own: TritonServer, spec: ModelSpec
 ) -> None:
     with bring(own, spec, "short_queue", ("max_queue_size: 256", "max_queue_size: 4")) as asker:
-        own.set_delay(1000)
-        first = busy_with(asker, of_shape(8, 32, spec))
+        first = busy_with(own, asker, of_shape(8, 32, spec))
         sent = [asker.send(of_shape(8, 32, spec)) for _ in range(16)]
-        refused = [answer.exception() for answer in wait(sent, timeout=0.5).done]
-        assert len(refused) >= 8
-        for error in refused:
-            assert isinstance(error, InferenceServerException)
-            assert error.status() == "StatusCode.UNAVAILABLE"
-            assert "Exceeds maximum queue size" in error.message()
+        wait_until(lambda: sum(answer.done() for answer in sent) == 12, own)
+        for answer in sent:
+            if answer.done():
+                error = answer.exception()
+                assert isinstance(error, InferenceServerException)
+                assert error.status() == "StatusCode.UNAVAILABLE"
+                assert "Exceeds maximum queue size" in error.message()
+        assert own.pending("short_queue") == 4
         own.set_delay(0)
         assert first.result(ANSWER_MAX_S).shape == (8, spec.dimension)
-        answered = [answer for answer in sent if answer.exception(ANSWER_MAX_S) is None]
-        assert 4 <= len(answered) == 16 - len(refused)
+        assert sum(answer.exception(ANSWER_MAX_S) is None for answer in sent) == 4
         assert asker.ask(of_shape(8, 32, spec)).shape == (8, spec.dimension)
 
 
 def test_a_request_leaves_the_queue_when_its_own_time_is_up(own: TritonServer, spec: ModelSpec) -> None:
     with bring(own, spec, "own_time") as asker:
-        own.set_delay(600)
-        first = busy_with(asker, of_shape(8, 32, spec))
-        filling = asker.send(of_shape(8, 32, spec))
+        first = busy_with(own, asker, of_shape(8, 32, spec))
         hurried, patient = asker.send(of_shape(8, 32, spec), timeout_s=0.2), asker.send(of_shape(8, 32, spec))
+        wait_until(lambda: own.pending("own_time") == 2, own)
+        time.sleep(0.3)
+        own.set_delay(0)
         error = hurried.exception(ANSWER_MAX_S)
         assert isinstance(error, InferenceServerException)
         assert (error.status(), error.message()) == ("StatusCode.UNAVAILABLE", "Request timeout expired")
-        for answer in (first, filling, patient):
+        for answer in (first, patient):
             assert answer.result(ANSWER_MAX_S).shape == (8, spec.dimension)
 
 
 def test_a_request_can_not_ask_for_more_time_than_the_model_gives(own: TritonServer, spec: ModelSpec) -> None:
     edit = ("default_timeout_microseconds: 60000000", "default_timeout_microseconds: 200000")
     with bring(own, spec, "little_time", edit) as asker:
-        own.set_delay(600)
-        busy_with(asker, of_shape(8, 32, spec))
-        asker.send(of_shape(8, 32, spec))
-        error = asker.send(of_shape(8, 32, spec), timeout_s=30).exception(ANSWER_MAX_S)
+        busy_with(own, asker, of_shape(8, 32, spec))
+        greedy = asker.send(of_shape(8, 32, spec), timeout_s=30)
+        wait_until(lambda: own.pending("little_time") == 1, own)
+        time.sleep(0.3)
+        own.set_delay(0)
+        error = greedy.exception(ANSWER_MAX_S)
         assert isinstance(error, InferenceServerException)
         assert error.message() == "Request timeout expired"
 
 
 def test_an_interactive_request_overtakes_bulk_and_those_that_do_not_say(own: TritonServer, spec: ModelSpec) -> None:
     with bring(own, spec, "lanes") as asker:
-        own.set_delay(200)
-        done: list[str] = []
-        sent = [busy_with(asker, of_shape(8, 32, spec))]
+        first = busy_with(own, asker, of_shape(1, 32, spec))
         # Of eight rows, so that none is joined with another.
-        for place, priority in enumerate([BULK_PRIORITY, 0, BULK_PRIORITY, 0, BULK_PRIORITY, 0]):
-            answer = asker.send(of_shape(8, 32, spec), priority=priority)
-            answer.add_done_callback(lambda _, place=place: done.append(f"bulk {place}"))
-            sent.append(answer)
-        time.sleep(0.02)
-        query = asker.send(of_shape(1, 32, spec), priority=INTERACTIVE_PRIORITY)
-        query.add_done_callback(lambda _: done.append("query"))
-        wait([*sent, query], timeout=ANSWER_MAX_S)
-        assert len(done) == 7
-        # One batch may have been handed to the instance before the query came.
-        assert done.index("query") <= 1
+        bulk = [asker.send(of_shape(8, 32, spec), priority=priority) for priority in (BULK_PRIORITY, 0) * 3]
+        wait_until(lambda: own.pending("lanes") == 6, own)
+        query = asker.send(of_shape(2, 32, spec), priority=INTERACTIVE_PRIORITY)
+        wait_until(lambda: own.pending("lanes") == 7, own)
+        own.set_delay(0)
+        wait([first, *bulk, query], timeout=ANSWER_MAX_S)
+        ran = own.runs("lanes")
+        assert (ran[0], len(ran)) == ("1 1x32 1", 8)
+        # The batch that came first may have been handed over before the query came.
+        assert ran.index("1 2x32 1") <= 2
 
 
 def test_a_version_is_published_by_one_rename_and_rolled_back_while_the_other_answers(
@@ -247,7 +265,7 @@ def test_a_version_is_published_by_one_rename_and_rolled_back_while_the_other_an
             assert set(stubs) < set(own.stub_pids()), "the version before was opened again"
             (own.repository / name / "2").rename(tmp_path / "withdrawn")
             own.load(name)
-            wait_until_gone(own, name, 2)
+            wait_until(lambda: not own.model_ready(name, 2), own)
             assert cosines(asker.ask(text), old) == pytest.approx(1, abs=1e-5)
         assert len(answers) > 1
         assert min(cosines(answer, old)[0] for answer in answers) >= LEAST_COSINE
@@ -296,13 +314,6 @@ def constant_load(asker: Asker, batch: TokenBatch, *, version: int) -> Iterator[
         finally:
             stop.set()
         asking.result(ANSWER_MAX_S)
-
-
-def wait_until_gone(server: TritonServer, name: str, version: int) -> None:
-    give_up = time.monotonic() + 30
-    while server.model_ready(name, version):
-        assert time.monotonic() < give_up, f"version {version} of {name} still answers\n{server.log_text()}"
-        time.sleep(0.05)
 
 
 def test_the_fp16_variant_opens_the_fp16_file_of_the_same_version(own: TritonServer, spec: ModelSpec) -> None:

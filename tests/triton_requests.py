@@ -27,6 +27,11 @@ class Asker:
         self._client = InferenceServerClient(address)
         self._spec = spec
 
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self._spec.name
+
     def __enter__(self) -> Asker:
         return self
 
