@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import Scheduler
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger("me5.embedder")
 
@@ -126,6 +129,10 @@ class Embedder:
             "golden_source": self.model.golden.source,
         }
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Have the batches traced that carry traced requests."""
+        self._scheduler.trace_batch = tracing.batch
+
     def refuse_all(self) -> None:
         """Answer every request that waits, and every one that comes, with ShuttingDown."""
         self._scheduler.refuse_all()
@@ -154,6 +161,14 @@ class Embedder:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.observe(tokenize_s)
+        if ask.trace is not None:
+            ask.trace.tokenised(
+                started,
+                tokenize_s,
+                role=role_label(roles),
+                tokens=[len(item.ids) for item in tokens],
+                truncated=sum(item.truncated for item in tokens),
+            )
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
@@ -168,8 +183,11 @@ class Embedder:
             vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
+            trace=ask.trace,
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
+        if ask.trace is not None:
+            ask.trace.queued(time.monotonic(), lane, len(tokens))
         try:
             await job.done
         except Me5Error:

@@ -19,7 +19,7 @@ from service.batching import LANES, Lane, Limits, lone, next_lane, share
 from service.engine import EngineHost
 from service.errors import DeadlineExceeded, EngineFailed, EngineLost, Me5Error, ShuttingDown
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Job, LaneMetrics, Pending
+from service.jobs import DrainRate, Job, LaneMetrics, Pending, TraceBatch, untraced
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
 
@@ -43,6 +43,7 @@ class Scheduler:
         metrics: Metrics,
     ) -> None:
         self.limits = Limits(1)
+        self.trace_batch: TraceBatch = untraced
         self.state: State = "starting"
         self.rates = {lane: DrainRate() for lane in LANES}
         # Tokens by client of the requests that have no answer yet, running batches and those being tokenised included.
@@ -174,13 +175,15 @@ class Scheduler:
         started = time.monotonic()
         unit = all(pending.job.unit for pending in batch)
         try:
-            async with asyncio.timeout(self._engine_timeout_s):
+            traced = self.trace_batch(host, lane, batch, started)
+            async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
                 vectors = await host.run(
                     [pending.ids for pending in batch],
                     lane=lane,
                     unit=unit,
                     wide=wide,
                     deadline=max(pending.job.deadline for pending in batch),
+                    traceparent=traceparent,
                 )
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
