@@ -192,7 +192,8 @@ class RequestTrace:
     def taken(self, texts: Sequence[Pending], now: float) -> None:
         """A batch has these texts now."""
         self.batches += 1
-        self._taken_at = now
+        # Exactly what the queue's own measure starts from.
+        self._queued_at, self._taken_at = texts[0].arrived, now
         self._waiting -= len(texts)
         self._waited_s += sum(now - pending.arrived for pending in texts)
 
@@ -202,7 +203,7 @@ class RequestTrace:
             # Raised on purpose: its words say all, and a stack would tell what everybody knows.
             self._span.set_attribute("error.type", error.code)
             self._span.add_event(
-                "exception", {"exception.type": type(error).__qualname__, "exception.message": _sendable(error.message)}
+                "exception", {"exception.type": type(error).__qualname__, "exception.message": error.message}
             )
         else:
             self._span.set_attribute("error.type", Me5Error.code)
@@ -295,18 +296,13 @@ class BatchTrace(AbstractAsyncContextManager[str]):
                 span.set_attribute("me5.cancelled", True)
             elif error is not None:
                 span.set_attribute("error.type", _kind_of(error))
-                span.set_status(StatusCode.ERROR, _sendable(str(error)) if str(error) else None)
+                span.set_status(StatusCode.ERROR, str(error) or None)
             span.end(end_ns)
 
 
 def traceparent(context: SpanContext) -> str:
     """A place in a trace as W3C Trace Context words it, version 00."""
     return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"
-
-
-def _sendable(text: str) -> str:
-    """The text without what UTF-8 can't carry: one such sign in an attribute, and all spans sent with it are lost."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _kind_of(error: BaseException) -> str:

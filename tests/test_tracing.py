@@ -1,0 +1,635 @@
+"""Traces of the gateway as a real receiver gets them, and the gateway beside receivers that are no good."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import psutil
+import pytest
+from faulty_engine import FaultyEngine
+from gateway_process import ROOT, SHIPPED_MODEL, Gateway, environment, free_port, run_service, start_gateway
+from in_thread import InThread
+from metric_series import scrape, total, wait_until_queue_is_empty
+from numpy.typing import NDArray
+from trace_receiver import Receiver, Seen, receiver
+
+from service import __version__
+from service.asking import Ask
+from service.batching import Lane
+from service.embedder import Embedder
+from service.engine import EngineConfig, EngineHost
+from service.errors import SettingsError
+from service.metrics import Metrics
+from service.recipe.spec import ModelSpec
+from service.settings import Settings, load_settings
+from service.tracing import ENGINE_SPANS_MAX, Tracing
+
+CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SERVER, INTERNAL, CLIENT = 2, 1, 3
+# A header's milliseconds are rounded.
+ROUNDED_MS = 0.51
+
+# Spans leave soon, and so does the call that carries them to a receiver that hangs.
+QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+
+
+@contextmanager
+def variables(values: dict[str, str]) -> Iterator[None]:
+    """OpenTelemetry's own settings for the gateways that start meanwhile, and no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"):
+            patch.delenv(name, raising=False)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
+
+
+Traced = tuple[Gateway, httpx.Client, Receiver]
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[Traced]:
+    """A gateway whose every request is traced, its client, and the receiver.
+
+    One batch at a time, and a short queue: both lanes are easily kept busy.
+    """
+    with ExitStack() as stack:
+        found = stack.enter_context(receiver())
+        stack.enter_context(variables(QUICK))
+        gateway = stack.enter_context(
+            start_gateway(otlp_endpoint=found.url, streams=1, max_queued_tokens=600, drain_s=0, engine="onnx")
+        )
+        yield gateway, stack.enter_context(gateway.client()), found
+
+
+def passages(count: int) -> dict[str, object]:
+    """The body of an indexing request."""
+    return {"inputs": [f"{index}: the harbour of Rotterdam lies by the sea" for index in range(count)]}
+
+
+def named(spans: Sequence[Seen], name: str) -> list[Seen]:
+    return [span for span in spans if span.name == name]
+
+
+def one(spans: Sequence[Seen], name: str) -> Seen:
+    (found,) = named(spans, name)
+    return found
+
+
+def test_a_requests_spans_nest_and_agree_with_its_timing_headers(traced: Traced, spec: ModelSpec) -> None:
+    _, client, found = traced
+    wait_until_queue_is_empty(client)
+    body = {"inputs": ["how deep is the harbour?", "many words " * 600], "input_type": "query"}
+    before_ns = time.time_ns()
+    response = client.post("/embed", json=body, headers={"x-request-id": "nested"})
+    after_ns = time.time_ns()
+    assert response.status_code == 200
+    request, spans = found.wait_for_request("nested")
+    # A long text and a short one don't share a batch.
+    batches, engines = named(spans, "batch"), named(spans, "engine")
+    assert sorted(span.name for span in spans) == sorted(
+        ["POST /embed", "tokenise", "queue", *["engine"] * len(engines), *["batch"] * len(engines)]
+    )
+    assert request.name == "POST /embed"
+    assert (request.parent, request.kind, request.failed) == ("", SERVER, False)
+    assert response.headers["x-request-id"] == "nested"
+    told = {
+        "http.request.method": "POST",
+        "http.route": "/embed",
+        "url.path": "/embed",
+        "url.scheme": "http",
+        "http.response.status_code": 200,
+        "client.address": "127.0.0.1",
+        "user_agent.original": f"python-httpx/{httpx.__version__}",
+        "me5.role": "query",
+        "me5.lane": response.headers["x-me5-lane"],
+        "me5.inputs": 2,
+        "me5.tokens": int(response.headers["x-compute-tokens"]),
+        "me5.truncated": 1,
+        "me5.batches": len(batches),
+        "me5.request_id": "nested",
+    }
+    assert request.attributes == told
+    assert (
+        request.resource.items()
+        >= {
+            "service.name": "me5",
+            "service.version": __version__,
+            "me5.model.name": spec.name,
+            "me5.model.version": "1",
+        }.items()
+    )
+
+    tokenise, queue = one(spans, "tokenise"), one(spans, "queue")
+    for span in (tokenise, queue, *engines):
+        assert span.parent == request.id
+    for engine, batch in zip(
+        sorted(engines, key=lambda span: span.start_ns), sorted(batches, key=lambda span: span.start_ns), strict=True
+    ):
+        assert (batch.parent, batch.kind) == (engine.id, INTERNAL)
+        assert batch.links == [request.place]
+        assert (batch.start_ns, batch.end_ns) == (engine.start_ns, engine.end_ns)
+        assert batch.attributes["me5.batch.requests"] == 1
+    assert sum(int(engine.attributes["me5.tokens"]) for engine in engines) == told["me5.tokens"]
+    assert before_ns <= request.start_ns <= tokenise.start_ns <= tokenise.end_ns <= queue.start_ns
+    assert queue.end_ns == max(engine.start_ns for engine in engines)
+    assert max(engine.end_ns for engine in engines) <= request.end_ns <= after_ns + 1e9
+
+    def header(name: str) -> float:
+        return float(response.headers[name])
+
+    assert tokenise.ms == pytest.approx(header("x-tokenization-time"), abs=ROUNDED_MS)
+    assert float(queue.attributes["me5.queue.mean_s"]) * 1000 == pytest.approx(header("x-queue-time"), abs=ROUNDED_MS)
+    mean_engine_ms = sum(engine.ms * int(engine.attributes["me5.texts"]) for engine in engines) / 2
+    # The header counts on until the vectors are handed out.
+    assert header("x-inference-time") - 20 < mean_engine_ms < header("x-inference-time") + ROUNDED_MS
+    assert request.ms > header("x-total-time") - ROUNDED_MS
+
+
+def test_a_lone_texts_queue_is_the_queue_header(traced: Traced) -> None:
+    _, client, found = traced
+    wait_until_queue_is_empty(client)
+    response = client.post("/v1/embeddings", json={"input": "one"}, headers={"x-request-id": "lone"})
+    request, spans = found.wait_for_request("lone")
+    assert request.name == "POST /v1/embeddings"
+    assert [span.name for span in sorted(spans, key=lambda span: span.start_ns)] == [
+        "POST /v1/embeddings",
+        "tokenise",
+        "queue",
+        *sorted(["engine", "batch"], key=[span.name for span in spans].index),
+    ]
+    assert one(spans, "queue").ms == pytest.approx(float(response.headers["x-queue-time"]), abs=ROUNDED_MS)
+
+
+def test_routes_without_an_engine_have_a_span_and_probes_have_none(traced: Traced) -> None:
+    _, client, found = traced
+    for path in ("/livez", "/readyz", "/metrics", "/info"):
+        client.get(path, headers={"x-request-id": path})
+    client.post("/nowhere", json={}, headers={"x-request-id": "nowhere"})
+    client.post("/tokenize", json={"inputs": "one"}, headers={"x-request-id": "tokens"})
+    request, spans = found.wait_for_request("tokens")
+    assert [span.name for span in spans] == ["POST /tokenize"]
+    assert request.attributes["http.response.status_code"] == 200
+    ids = {span.attributes.get("me5.request_id") for span in found.spans}
+    assert not ids & {"/livez", "/readyz", "/metrics", "/info", "nowhere"}
+
+
+def test_a_traceparent_is_continued_with_its_state(traced: Traced) -> None:
+    _, client, found = traced
+    response = client.post(
+        "/embed",
+        json={"inputs": "one"},
+        headers=[
+            ("x-request-id", "continued"),
+            ("traceparent", f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"),
+            ("tracestate", "vendor=abc"),
+            ("tracestate", "other=1"),
+        ],
+    )
+    request, spans = found.wait_for_request("continued")
+    assert (request.trace, request.parent) == (CALLER_TRACE, CALLER_SPAN)
+    assert {span.state for span in spans} == {"vendor=abc,other=1"}
+    assert sorted(span.name for span in spans) == ["POST /embed", "batch", "engine", "queue", "tokenise"]
+    assert not {"traceparent", "traceresponse"} & set(response.headers)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["nonsense", f"00-{'0' * 32}-{CALLER_SPAN}-01", f"ff-{CALLER_TRACE}-{CALLER_SPAN}-01", "9" * 5000, "\xff\xfe"],
+)
+def test_a_traceparent_that_cant_be_read_begins_a_new_trace(traced: Traced, given: str) -> None:
+    gateway, client, found = traced
+    request_id = f"unreadable-{abs(hash(given))}"
+    response = client.post(
+        "/embed",
+        json={"inputs": "one"},
+        headers=[(b"x-request-id", request_id.encode()), (b"traceparent", given.encode("latin-1"))],
+    )
+    assert response.status_code == 200
+    request, _ = found.wait_for_request(request_id)
+    assert request.parent == ""
+    assert request.trace not in (CALLER_TRACE, "0" * 32)
+    assert "opentelemetry" not in gateway.log_text()
+
+
+def test_requests_that_share_a_batch_are_linked_by_its_span(traced: Traced) -> None:
+    gateway, client, found = traced
+    wait_until_queue_is_empty(client)
+
+    def ask(number: int) -> int:
+        with gateway.client() as own:
+            return own.post(
+                "/embed", json={"inputs": f"question {number}"}, headers={"x-request-id": f"shared-{number}"}
+            ).status_code
+
+    # With one stream, what comes while a batch runs makes the next one.
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(ask, range(48))) == {200}
+    requests = {}
+    for number in range(48):
+        request, _ = found.wait_for_request(f"shared-{number}")
+        requests[request.place] = request
+    batches = [span for span in found.spans if span.name == "batch" and set(span.links) <= requests.keys()]
+    shared = [batch for batch in batches if len(batch.links) > 1]
+    assert shared, "no two of 48 requests met in a batch"
+    # Each request is in exactly one batch.
+    assert sorted(link for batch in batches for link in batch.links) == sorted(requests)
+    for batch in shared:
+        assert batch.parent == ""
+        assert batch.trace not in {trace for trace, _ in requests}
+        assert batch.attributes["me5.batch.requests"] == batch.attributes["me5.batch.texts"] == len(batch.links)
+        for link in batch.links:
+            spans = found.trace(link[0])
+            engine = one(spans, "engine")
+            assert engine.links == [batch.place]
+            assert engine.parent == link[1]
+            assert engine.attributes["me5.texts"] == 1
+            assert engine.attributes["me5.batch.texts"] == len(batch.links)
+            assert (engine.start_ns, engine.end_ns) == (batch.start_ns, batch.end_ns)
+            assert not named(spans, "batch")
+
+
+def test_a_request_of_many_batches_has_spans_of_the_first_ones_alone(traced: Traced) -> None:
+    _, client, found = traced
+    wait_until_queue_is_empty(client)
+    headers = {"x-request-id": "many", "x-me5-lane": "bulk"}
+    assert client.post("/embed", json=passages(1600), headers=headers).status_code == 200
+    request, spans = found.wait_for_request("many")
+    assert int(request.attributes["me5.batches"]) > ENGINE_SPANS_MAX
+    assert len(named(spans, "engine")) == len(named(spans, "batch")) == ENGINE_SPANS_MAX
+    queue = one(spans, "queue")
+    assert queue.attributes["me5.texts.never_taken"] == 0
+    # Half of the texts wait longer than the mean, which is what the header has.
+    assert queue.ms / 1000 > float(queue.attributes["me5.queue.mean_s"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "below"),
+    [
+        ({"inputs": "one", "input_type": "title"}, 422, "validation", []),
+        ({"inputs": "many words " * 600, "truncate": False}, 422, "too_long", ["tokenise"]),
+        ({"inputs": ""}, 400, "empty", []),
+    ],
+)
+def test_a_callers_error_is_told_with_its_code(
+    traced: Traced, body: dict[str, object], status: int, code: str, below: list[str]
+) -> None:
+    _, client, found = traced
+    response = client.post("/embed", json=body, headers={"x-request-id": code})
+    assert response.status_code == status
+    request, spans = found.wait_for_request(code)
+    assert [span.name for span in spans if span is not request] == below
+    assert request.attributes["http.response.status_code"] == status
+    assert request.attributes["error.type"] == code
+    (event,) = request.events
+    assert str(event["exception.message"]) in response.json()["error"]
+    # By OpenTelemetry's conventions the server has not failed.
+    assert not request.failed
+
+
+def test_a_refused_request_has_its_429_and_no_queue(traced: Traced) -> None:
+    gateway, client, found = traced
+    wait_until_queue_is_empty(client)
+    bulk = {"x-me5-lane": "bulk"}
+    with ThreadPoolExecutor(1) as threads, gateway.client() as own:
+        large = threads.submit(own.post, "/embed", json=passages(1500), headers=bulk)
+        wait_until(lambda: total(scrape(client), "me5_queue_tokens") > 600)
+        response = client.post("/embed", json=passages(64), headers={**bulk, "x-request-id": "refused"})
+        assert response.status_code == 429
+        assert large.result().status_code == 200
+    request, spans = found.wait_for_request("refused")
+    assert {span.name for span in spans} <= {"POST /embed", "tokenise"}
+    assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (429, "overloaded")
+
+
+def test_a_deadline_ends_the_queue_and_says_how_many_still_waited(traced: Traced) -> None:
+    _, client, found = traced
+    wait_until_queue_is_empty(client)
+    headers = {"x-request-id": "late", "x-me5-timeout-ms": "30"}
+    assert client.post("/embed", json=passages(1500), headers=headers).status_code == 504
+    request, spans = found.wait_for_request("late")
+    assert request.failed
+    assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (504, "deadline")
+    if queues := named(spans, "queue"):
+        assert int(queues[0].attributes["me5.texts.never_taken"]) > 0
+        assert queues[0].end_ns == request.end_ns
+
+
+def test_a_killed_engine_is_an_error_of_the_request_its_part_and_the_batch(traced: Traced) -> None:
+    gateway, client, found = traced
+    wait_until_queue_is_empty(client)
+    (engine,) = psutil.Process(gateway.process.pid).children()
+    with ThreadPoolExecutor(1) as threads, gateway.client() as own:
+        headers = {"x-request-id": "killed", "x-me5-lane": "bulk"}
+        lost = threads.submit(own.post, "/embed", json=passages(1500), headers=headers)
+        wait_until(lambda: total(scrape(client), "me5_queue_tokens") > 0)
+        engine.kill()
+        assert lost.result().status_code == 503
+    request, spans = found.wait_for_request("killed")
+    assert request.failed
+    assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (503, "engine_lost")
+    (event,) = request.events
+    assert event["exception.type"] == "EngineLost"
+    broken = [span for span in spans if span.failed and span is not request]
+    assert {span.name for span in broken} == {"engine", "batch"}
+    assert {span.attributes["error.type"] for span in broken} == {"engine_lost"}
+    assert "Traceback" not in gateway.log_text()
+    # Another engine is there soon, and is traced as the first one was.
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.post("/embed", json={"inputs": "again"}, headers={"x-request-id": "again"}).status_code == 200
+    _, spans = found.wait_for_request("again")
+    assert not any(span.failed for span in spans)
+    assert named(spans, "batch")
+
+
+def test_of_what_comes_unsampled_nothing_is_sent(traced: Traced) -> None:
+    _, client, found = traced
+    unsampled = {"traceparent": f"00-{'a' * 32}-{CALLER_SPAN}-00", "x-request-id": "unsampled"}
+    assert client.post("/embed", json={"inputs": "one"}, headers=unsampled).status_code == 200
+    client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": "sampled"})
+    found.wait_for_request("sampled")
+    assert "unsampled" not in {span.attributes.get("me5.request_id") for span in found.spans}
+    assert not found.trace("a" * 32)
+
+
+def test_a_ratio_of_nothing_leaves_what_a_caller_samples_and_names_of_the_environment_win() -> None:
+    own_names = {"OTEL_SERVICE_NAME": "search", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+    with (
+        receiver() as found,
+        variables(QUICK | own_names),
+        start_gateway(otlp_endpoint=found.url, trace_sample_ratio=0, drain_s=0) as gateway,
+        gateway.client() as client,
+    ):
+        for _ in range(20):
+            assert client.post("/embed", json={"inputs": "one"}).status_code == 200
+        sampled = {"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01", "x-request-id": "asked-for"}
+        client.post("/embed", json={"inputs": "one"}, headers=sampled)
+        request, _ = found.wait_for_request("asked-for")
+        assert {span.trace for span in found.spans} == {CALLER_TRACE}
+        assert request.resource["service.name"] == "search"
+        assert request.resource["deployment.environment.name"] == "test"
+        assert request.resource["service.version"] == __version__
+
+
+def test_a_ratio_between_samples_about_so_many() -> None:
+    tracing = Tracing(f"http://127.0.0.1:{free_port()}", 0.25, model="m", model_version="1")
+    begun = [
+        tracing.begin("/embed", [], time.monotonic(), scheme="http", client=None, request_id="x") for _ in range(4000)
+    ]
+    # Five standard deviations of a binomial distribution.
+    assert sum(trace is not None for trace in begun) == pytest.approx(1000, abs=5 * (4000 * 0.25 * 0.75) ** 0.5)
+
+
+def test_the_last_spans_are_sent_when_the_process_ends() -> None:
+    with receiver() as found, variables({"OTEL_BSP_SCHEDULE_DELAY": "3600000"}):
+        with start_gateway(otlp_endpoint=found.url, drain_s=0) as gateway, gateway.client() as client:
+            client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": "last"})
+            assert not found.spans
+            assert gateway.terminate() == 0
+            assert "given up" not in gateway.log_text()
+        _, spans = found.wait_for_request("last")
+        assert len(spans) == 5
+
+
+@contextmanager
+def deaf(how: str) -> Iterator[str]:
+    """The address of a receiver that is no good."""
+    if how == "nobody listens":
+        yield f"http://127.0.0.1:{free_port()}"
+    elif how == "nobody accepts":
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(8)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    else:
+        with receiver() as found:
+            if how == "never answers":
+                found.go.clear()
+            else:
+                found.abort = grpc.StatusCode.UNIMPLEMENTED
+            yield found.url
+
+
+@pytest.mark.parametrize("how", ["nobody listens", "nobody accepts", "never answers", "refuses"])
+def test_a_receiver_that_is_no_good_is_told_of_once_and_costs_no_request(how: str) -> None:
+    # A queue that overflows too, for the same one line.
+    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "32", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16"}
+    with (
+        deaf(how) as endpoint,
+        variables(QUICK | small),
+        start_gateway(otlp_endpoint=endpoint, drain_s=0) as gateway,
+        gateway.client() as client,
+    ):
+        slowest_s, began = 0.0, time.monotonic()
+        # Long enough for several calls to fail.
+        while time.monotonic() - began < 4:
+            started = time.monotonic()
+            assert client.post("/embed", json={"inputs": "one"}).status_code == 200
+            slowest_s = max(slowest_s, time.monotonic() - started)
+        assert client.get("/readyz").status_code == 200
+        # A call to the receiver takes a second, a request must not; the machine may be busy otherwise.
+        assert slowest_s < 0.9
+        lines = [line for line in gateway.log_text().splitlines() if "WARNING" in line or "ERROR" in line]
+        (line,) = [line for line in lines if "memory" not in line]
+        assert "me5.tracing: spans are lost on their way" in line
+        assert f"ME5_OTLP_ENDPOINT={endpoint}" in line
+        assert "Traceback" not in gateway.log_text()
+
+
+@pytest.mark.parametrize("how", ["nobody listens", "nobody accepts", "never answers"])
+def test_a_receiver_that_is_no_good_does_not_keep_the_process_from_ending(how: str) -> None:
+    # Each of its calls would take half a minute.
+    patient = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "30"}
+    with (
+        deaf(how) as endpoint,
+        variables(patient),
+        start_gateway(otlp_endpoint=endpoint, drain_s=0) as gateway,
+        gateway.client() as client,
+    ):
+        client.post("/embed", json={"inputs": "one"})
+        # The first call is under way, and more waits behind it.
+        time.sleep(0.5)
+        client.post("/embed", json={"inputs": "two"})
+        started = time.monotonic()
+        assert gateway.terminate() == 0
+        # Two seconds for the last spans, one to cut them off, and the engine's own end.
+        assert time.monotonic() - started < 12
+        assert "the last spans were not sent within 2 s" in gateway.log_text()
+        assert "Traceback" not in gateway.log_text()
+
+
+def test_spans_that_wait_are_bounded_and_a_receiver_that_comes_back_gets_the_newest() -> None:
+    small = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
+    with receiver() as found, variables(small | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}):
+        found.go.clear()
+        with start_gateway(otlp_endpoint=found.url, drain_s=0) as gateway, gateway.client() as client:
+            for number in range(100):
+                client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": f"kept-{number}"})
+            assert found.calls == 1
+            found.go.set()
+            found.wait_for_request("kept-99")
+            # Those in the call that hung, and those in the queue.
+            assert len(found.spans) <= 32 + 64
+            wait_until(lambda: "again" in gateway.log_text())
+            log = [line for line in gateway.log_text().splitlines() if "me5.tracing" in line]
+            assert len(log) == 2
+            assert "OTEL_BSP_MAX_QUEUE_SIZE" in log[0]
+            assert "spans get through" in log[1]
+
+
+class Remote(InThread):
+    """A host that keeps what it is told of a batch's place in a trace."""
+
+    given: list[str | None]
+
+    async def run(
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        unit: bool = True,
+        wide: bool = False,
+        deadline: float | None = None,
+        traceparent: str | None = None,
+    ) -> NDArray[np.float32]:
+        self.given.append(traceparent)
+        return await super().run(rows, lane=lane, unit=unit, wide=wide, deadline=deadline, traceparent=traceparent)
+
+
+def test_a_host_on_another_machine_is_told_the_batchs_place() -> None:
+    given: list[str | None] = []
+
+    async def open_remote(_: EngineConfig, dimension: int) -> EngineHost:
+        host = Remote(FaultyEngine(), dimension)
+        host.name, host.given = "triton", given
+        return host
+
+    async def story(url: str) -> None:
+        tracing = Tracing(url, 1.0, model="m", model_version="1")
+        embedder = Embedder(Settings(model=SHIPPED_MODEL, engine="onnx"), Metrics(), open_host=open_remote)
+        embedder.trace_with(tracing)
+        await embedder.start()
+        try:
+            # The golden texts are nobody's request.
+            assert set(given) == {None}
+            given.clear()
+            trace = tracing.begin("/embed", [], time.monotonic(), scheme="http", client=None, request_id="remote")
+            assert trace is not None
+            await embedder.embed(Ask(["one"], trace=trace))
+            trace.end(200, time.monotonic())
+            await embedder.embed(Ask(["two"]))
+        finally:
+            await embedder.stop()
+            await tracing.close()
+
+    with receiver() as found, variables(QUICK):
+        asyncio.run(story(found.url))
+        _, spans = found.wait_for_request("remote")
+    batch = one(spans, "batch")
+    assert batch.kind == CLIENT
+    (place, none) = given
+    assert none is None
+    assert place is not None
+    version, trace, span, flags = place.split("-")
+    assert (version, trace, span) == ("00", batch.trace, batch.id)
+    assert int(flags, 16) & 1
+
+
+IMPORTED = """
+    import sys
+    from service.app import create_app
+    from service.settings import load_settings
+    create_app(load_settings())
+    heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "google.protobuf")
+    ours = ("service.tracing", "service.span_export")
+    print([name for name in sys.modules if name.startswith(heavy) or name in ours])
+"""
+
+
+def test_without_an_endpoint_nothing_of_the_exporter_is_imported() -> None:
+    """FastAPI itself imports opentelemetry's API; the rest is ours to leave alone."""
+
+    def imported(**settings: object) -> str:
+        finished = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(IMPORTED)],
+            cwd=ROOT,
+            env=environment(model=SHIPPED_MODEL, **settings),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return finished.stdout.strip()
+
+    assert imported() == "[]"
+    # The list would show them.
+    with_it = imported(otlp_endpoint=f"http://127.0.0.1:{free_port()}")
+    assert "'service.tracing'" in with_it
+    assert "'opentelemetry.sdk'" in with_it
+
+
+WITHOUT_THE_EXTRA = """
+    import sys
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter")):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.meta_path.insert(0, Missing())
+    sys.argv = ["me5", "serve"]
+    from service.__main__ import app
+    app()
+"""
+
+
+def test_a_missing_extra_is_told_with_its_remedy() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_THE_EXTRA)],
+        cwd=ROOT,
+        env=environment(model=SHIPPED_MODEL, otlp_endpoint="http://127.0.0.1:4317"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("me5: ME5_OTLP_ENDPOINT='http://127.0.0.1:4317': ")
+    assert "pip install -e '.[tracing]'" in line
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["collector:4317", "http://collector", "grpc://collector:4317", "http://collector:4318/v1/traces", "http://:4317"],
+)
+def test_an_endpoint_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="ME5_OTLP_ENDPOINT=.*give http://host:port"):
+        load_settings({"ME5_OTLP_ENDPOINT": value})
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "often", "nan"])
+def test_a_ratio_outside_its_limits_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=f"ME5_TRACE_SAMPLE_RATIO='{value}'"):
+        load_settings({"ME5_TRACE_SAMPLE_RATIO": value})
+
+
+def test_check_prints_where_traces_go(tmp_path: Path) -> None:
+    finished = run_service("check", otlp_endpoint="https://collector:4317/", cache_dir=tmp_path, model=SHIPPED_MODEL)
+    assert b"ME5_OTLP_ENDPOINT=https://collector:4317/" in finished.stdout
+
+
+def wait_until(holds: Callable[[], object], max_s: float = 30.0) -> None:
+    """Poll until this comes true; fail after max_s."""
+    give_up = time.monotonic() + max_s
+    while not holds():
+        assert time.monotonic() < give_up, "not within the time"
+        time.sleep(0.01)
