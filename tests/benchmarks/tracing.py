@@ -20,14 +20,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 from gateway_process import Gateway, start_gateway
 from report import percentile
 from trace_receiver import receiver
 
+HERE = Path(__file__).resolve().parent
 OFF = "off"
 # The share of requests sampled.
 ON = {"on, 0 sampled": 0.0, "on, 0.05 sampled": 0.05, "on, all sampled": 1.0}
