@@ -314,17 +314,33 @@ def test_a_refused_request_has_its_429_and_no_queue(traced: Traced) -> None:
     assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (429, "overloaded")
 
 
-def test_a_deadline_ends_the_queue_and_says_how_many_still_waited(traced: Traced) -> None:
-    _, client, found = traced
+def test_a_deadline_ends_the_queue_and_not_what_runs(traced: Traced) -> None:
+    gateway, client, found = traced
     wait_until_queue_is_empty(client)
-    headers = {"x-request-id": "late", "x-me5-timeout-ms": "30"}
-    assert client.post("/embed", json=passages(1500), headers=headers).status_code == 504
-    request, spans = found.wait_for_request("late")
-    assert request.failed
-    assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (504, "deadline")
-    if queues := named(spans, "queue"):
-        assert int(queues[0].attributes["me5.texts.never_taken"]) > 0
-        assert queues[0].end_ns == request.end_ns
+    (engine,) = psutil.Process(gateway.process.pid).children()
+    engine.suspend()
+    try:
+        for request_id in ("late-running", "late-waiting"):
+            headers = {"x-request-id": request_id, "x-me5-timeout-ms": "400"}
+            assert client.post("/embed", json={"inputs": "one"}, headers=headers).status_code == 504
+    finally:
+        engine.resume()
+    requests = {name: found.wait_for_request(name) for name in ("late-running", "late-waiting")}
+    for request, _ in requests.values():
+        assert request.failed
+        assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (504, "deadline")
+    request, spans = requests["late-waiting"]
+    assert [span.name for span in spans] == ["tokenise", "queue", "POST /embed"]
+    queue = one(spans, "queue")
+    assert queue.attributes["me5.texts.never_taken"] == 1
+    assert queue.end_ns == request.end_ns
+    # The engine went on with what it had.
+    request, _ = requests["late-running"]
+    found.wait(lambda _: bool(named(found.trace(request.trace), "engine")))
+    spans = found.trace(request.trace)
+    assert one(spans, "queue").attributes["me5.texts.never_taken"] == 0
+    assert one(spans, "engine").end_ns > request.end_ns
+    assert not one(spans, "engine").failed
 
 
 def test_a_killed_engine_is_an_error_of_the_request_its_part_and_the_batch(traced: Traced) -> None:
@@ -422,10 +438,11 @@ def deaf(how: str) -> Iterator[str]:
             yield found.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["nobody listens", "nobody accepts", "never answers", "refuses"])
 def test_a_receiver_that_is_no_good_is_told_of_once_and_costs_no_request(how: str) -> None:
     # A queue that overflows too, for the same one line.
-    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "32", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16"}
+    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "32", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
     with (
         deaf(how) as endpoint,
         variables(QUICK | small),
@@ -434,15 +451,14 @@ def test_a_receiver_that_is_no_good_is_told_of_once_and_costs_no_request(how: st
     ):
         slowest_s, began = 0.0, time.monotonic()
         # Long enough for several calls to fail.
-        while time.monotonic() - began < 4:
+        while time.monotonic() - began < 6:
             started = time.monotonic()
             assert client.post("/embed", json={"inputs": "one"}).status_code == 200
             slowest_s = max(slowest_s, time.monotonic() - started)
         assert client.get("/readyz").status_code == 200
-        # A call to the receiver takes a second, a request must not; the machine may be busy otherwise.
-        assert slowest_s < 0.9
-        lines = [line for line in gateway.log_text().splitlines() if "WARNING" in line or "ERROR" in line]
-        (line,) = [line for line in lines if "memory" not in line]
+        # A call to the receiver takes two seconds; no request waits for one, however busy the machine is otherwise.
+        assert slowest_s < 1.8
+        (line,) = [line for line in gateway.log_text().splitlines() if "WARNING" in line or "ERROR" in line]
         assert "me5.tracing: spans are lost on their way" in line
         assert f"ME5_OTLP_ENDPOINT={endpoint}" in line
         assert "Traceback" not in gateway.log_text()
