@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
-import grpc
 import httpx
 import numpy as np
 import psutil
 import pytest
 from faulty_engine import FaultyEngine
-from gateway_process import ROOT, SHIPPED_MODEL, Gateway, environment, free_port, run_service, start_gateway
+from gateway_process import SHIPPED_MODEL, Gateway, free_port, start_gateway
 from in_thread import InThread
 from metric_series import scrape, total, wait_until_queue_is_empty
 from numpy.typing import NDArray
-from trace_receiver import Receiver, Seen, receiver
+from trace_receiver import QUICK, Receiver, Seen, receiver, variables, wait_until
 
 from service import __version__
 from service.asking import Ask
 from service.batching import Lane
 from service.embedder import Embedder
 from service.engine import EngineConfig, EngineHost
-from service.errors import SettingsError
 from service.metrics import Metrics
 from service.recipe.spec import ModelSpec
-from service.settings import Settings, load_settings
+from service.settings import Settings
 from service.tracing import ENGINE_SPANS_MAX, Tracing
 
 CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SERVER, INTERNAL, CLIENT = 2, 1, 3
 # A header's milliseconds are rounded.
 ROUNDED_MS = 0.51
-
-# Spans leave soon, and so does the call that carries them to a receiver that hangs.
-QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-
-
-@contextmanager
-def variables(values: dict[str, str]) -> Iterator[None]:
-    """OpenTelemetry's own settings for the gateways that start meanwhile, and no others."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"):
-            patch.delenv(name, raising=False)
-        for name, value in values.items():
-            patch.setenv(name, value)
-        yield
-
 
 Traced = tuple[Gateway, httpx.Client, Receiver]
 
@@ -408,103 +386,6 @@ def test_a_ratio_between_samples_about_so_many() -> None:
     assert sum(trace is not None for trace in begun) == pytest.approx(1000, abs=5 * (4000 * 0.25 * 0.75) ** 0.5)
 
 
-def test_the_last_spans_are_sent_when_the_process_ends() -> None:
-    with receiver() as found, variables({"OTEL_BSP_SCHEDULE_DELAY": "3600000"}):
-        with start_gateway(otlp_endpoint=found.url, drain_s=0) as gateway, gateway.client() as client:
-            client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": "last"})
-            assert not found.spans
-            assert gateway.terminate() == 0
-            assert "given up" not in gateway.log_text()
-        _, spans = found.wait_for_request("last")
-        assert len(spans) == 5
-
-
-@contextmanager
-def deaf(how: str) -> Iterator[str]:
-    """The address of a receiver that is no good."""
-    if how == "nobody listens":
-        yield f"http://127.0.0.1:{free_port()}"
-    elif how == "nobody accepts":
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(8)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    else:
-        with receiver() as found:
-            if how == "never answers":
-                found.go.clear()
-            else:
-                found.abort = grpc.StatusCode.UNIMPLEMENTED
-            yield found.url
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["nobody listens", "nobody accepts", "never answers", "refuses"])
-def test_a_receiver_that_is_no_good_is_told_of_once_and_costs_no_request(how: str) -> None:
-    # A queue that overflows too, for the same one line.
-    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "32", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
-    with (
-        deaf(how) as endpoint,
-        variables(QUICK | small),
-        start_gateway(otlp_endpoint=endpoint, drain_s=0) as gateway,
-        gateway.client() as client,
-    ):
-        slowest_s, began = 0.0, time.monotonic()
-        # Long enough for several calls to fail.
-        while time.monotonic() - began < 6:
-            started = time.monotonic()
-            assert client.post("/embed", json={"inputs": "one"}).status_code == 200
-            slowest_s = max(slowest_s, time.monotonic() - started)
-        assert client.get("/readyz").status_code == 200
-        # A call to the receiver takes two seconds; no request waits for one, however busy the machine is otherwise.
-        assert slowest_s < 1.8
-        (line,) = [line for line in gateway.log_text().splitlines() if "WARNING" in line or "ERROR" in line]
-        assert "me5.tracing: spans are lost on their way" in line
-        assert f"ME5_OTLP_ENDPOINT={endpoint}" in line
-        assert "Traceback" not in gateway.log_text()
-
-
-@pytest.mark.parametrize("how", ["nobody listens", "nobody accepts", "never answers"])
-def test_a_receiver_that_is_no_good_does_not_keep_the_process_from_ending(how: str) -> None:
-    # Each of its calls would take half a minute.
-    patient = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "30"}
-    with (
-        deaf(how) as endpoint,
-        variables(patient),
-        start_gateway(otlp_endpoint=endpoint, drain_s=0) as gateway,
-        gateway.client() as client,
-    ):
-        client.post("/embed", json={"inputs": "one"})
-        # The first call is under way, and more waits behind it.
-        time.sleep(0.5)
-        client.post("/embed", json={"inputs": "two"})
-        started = time.monotonic()
-        assert gateway.terminate() == 0
-        # Two seconds for the last spans, one to cut them off, and the engine's own end.
-        assert time.monotonic() - started < 12
-        assert "the last spans were not sent within 2 s" in gateway.log_text()
-        assert "Traceback" not in gateway.log_text()
-
-
-def test_spans_that_wait_are_bounded_and_a_receiver_that_comes_back_gets_the_newest() -> None:
-    small = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
-    with receiver() as found, variables(small | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}):
-        found.go.clear()
-        with start_gateway(otlp_endpoint=found.url, drain_s=0) as gateway, gateway.client() as client:
-            for number in range(100):
-                client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": f"kept-{number}"})
-            assert found.calls == 1
-            found.go.set()
-            found.wait_for_request("kept-99")
-            # Those in the call that hung, and those in the queue.
-            assert len(found.spans) <= 32 + 64
-            wait_until(lambda: "again" in gateway.log_text())
-            log = [line for line in gateway.log_text().splitlines() if "me5.tracing" in line]
-            assert len(log) == 2
-            assert "OTEL_BSP_MAX_QUEUE_SIZE" in log[0]
-            assert "spans get through" in log[1]
-
-
 class Remote(InThread):
     """A host that keeps what it is told of a batch's place in a trace."""
 
@@ -561,91 +442,3 @@ def test_a_host_on_another_machine_is_told_the_batchs_place() -> None:
     version, trace, span, flags = place.split("-")
     assert (version, trace, span) == ("00", batch.trace, batch.id)
     assert int(flags, 16) & 1
-
-
-IMPORTED = """
-    import sys
-    from service.app import create_app
-    from service.settings import load_settings
-    create_app(load_settings())
-    heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "google.protobuf")
-    ours = ("service.tracing", "service.span_export")
-    print([name for name in sys.modules if name.startswith(heavy) or name in ours])
-"""
-
-
-def test_without_an_endpoint_nothing_of_the_exporter_is_imported() -> None:
-    """FastAPI itself imports opentelemetry's API; the rest is ours to leave alone."""
-
-    def imported(**settings: object) -> str:
-        finished = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(IMPORTED)],
-            cwd=ROOT,
-            env=environment(model=SHIPPED_MODEL, **settings),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return finished.stdout.strip()
-
-    assert imported() == "[]"
-    # The list would show them.
-    with_it = imported(otlp_endpoint=f"http://127.0.0.1:{free_port()}")
-    assert "'service.tracing'" in with_it
-    assert "'opentelemetry.sdk'" in with_it
-
-
-WITHOUT_THE_EXTRA = """
-    import sys
-    class Missing:
-        def find_spec(self, name, path=None, target=None):
-            if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter")):
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    sys.meta_path.insert(0, Missing())
-    sys.argv = ["me5", "serve"]
-    from service.__main__ import app
-    app()
-"""
-
-
-def test_a_missing_extra_is_told_with_its_remedy() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WITHOUT_THE_EXTRA)],
-        cwd=ROOT,
-        env=environment(model=SHIPPED_MODEL, otlp_endpoint="http://127.0.0.1:4317"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 2
-    (line,) = finished.stderr.splitlines()
-    assert line.startswith("me5: ME5_OTLP_ENDPOINT='http://127.0.0.1:4317': ")
-    assert "pip install -e '.[tracing]'" in line
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["collector:4317", "http://collector", "grpc://collector:4317", "http://collector:4318/v1/traces", "http://:4317"],
-)
-def test_an_endpoint_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(SettingsError, match="ME5_OTLP_ENDPOINT=.*give http://host:port"):
-        load_settings({"ME5_OTLP_ENDPOINT": value})
-
-
-@pytest.mark.parametrize("value", ["-0.1", "1.1", "often", "nan"])
-def test_a_ratio_outside_its_limits_is_refused(value: str) -> None:
-    with pytest.raises(SettingsError, match=f"ME5_TRACE_SAMPLE_RATIO='{value}'"):
-        load_settings({"ME5_TRACE_SAMPLE_RATIO": value})
-
-
-def test_check_prints_where_traces_go(tmp_path: Path) -> None:
-    finished = run_service("check", otlp_endpoint="https://collector:4317/", cache_dir=tmp_path, model=SHIPPED_MODEL)
-    assert b"ME5_OTLP_ENDPOINT=https://collector:4317/" in finished.stdout
-
-
-def wait_until(holds: Callable[[], object], max_s: float = 30.0) -> None:
-    """Poll until this comes true; fail after max_s."""
-    give_up = time.monotonic() + max_s
-    while not holds():
-        assert time.monotonic() < give_up, "not within the time"
-        time.sleep(0.01)

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
 from gateway_process import MODEL_REPO, SHIPPED_MODEL, start_gateway
-from trace_receiver import receiver
+from trace_receiver import QUICK, receiver, variables
 from triton_server import needs_triton, start_triton
 
 CLIENT = 3
@@ -49,8 +48,7 @@ def test_tritons_own_spans_lie_below_the_batch_and_an_untraced_request_has_none(
     with ExitStack() as stack:
         found = stack.enter_context(receiver())
         url, of_triton = stack.enter_context(http_receiver())
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        stack.enter_context(variables(QUICK))
         settings = (
             "mode=opentelemetry",
             f"opentelemetry,url={url}",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -21,6 +22,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 Value = str | int | float | bool
+
+# Spans leave soon, and so does the call that carries them to a receiver that hangs.
+QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+
+
+@contextmanager
+def variables(values: dict[str, str]) -> Iterator[None]:
+    """OpenTelemetry's own settings for the gateways that start meanwhile, and no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"):
+            patch.delenv(name, raising=False)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
 
 
 @dataclass(frozen=True)
@@ -142,3 +157,11 @@ def spans_of(request: ExportTraceServiceRequest) -> list[Seen]:
 def attributes_of(pairs: Sequence[KeyValue]) -> dict[str, Value]:
     """OTLP's pairs as a dictionary; only single values are sent here."""
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
+
+
+def wait_until(holds: Callable[[], object], max_s: float = 30.0) -> None:
+    """Poll until this comes true; fail after max_s."""
+    give_up = time.monotonic() + max_s
+    while not holds():
+        assert time.monotonic() < give_up, "not within the time"
+        time.sleep(0.01)
