@@ -57,6 +57,7 @@ _TEI_TYPES = {
     "engine_failed": "Backend",
     "tokenizer_failed": "Backend",
     "engine_lost": "Unhealthy",
+    "upstream_failed": "Unhealthy",
     "too_many_connections": "Overloaded",
     "shutting_down": "Unhealthy",
     "deadline": "Overloaded",

@@ -54,6 +54,8 @@ INLINE_CHARS_MAX = 1000
 
 # A Triton that is back is to be used within two seconds.
 RECONNECT_PAUSE_S = 0.25
+# What a command waits for one: it has to be proved, which may take as long as this.
+READY_WAIT_S = 40.0
 
 OpenHost = Callable[[EngineConfig, int], Awaitable[EngineHost]]
 
@@ -191,6 +193,15 @@ class Embedder:
         if self.draining:
             return "draining: the process got the signal to end"
         return None if self._scheduler.state == "ready" else f"engine {self._scheduler.state}"
+
+    async def wait_until_ready(self) -> None:
+        """Return once requests would be answered. Raises EngineLost where Triton is not ready in READY_WAIT_S."""
+        give_up = time.monotonic() + READY_WAIT_S
+        while self.not_ready() is not None:
+            if time.monotonic() > give_up:
+                assert self._pool is not None
+                raise EngineLost(f"no Triton is ready: {self._pool.reasons()}")
+            await asyncio.sleep(0.05)
 
     async def embed(self, ask: Ask) -> Answer:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
