@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+import triton_server
 import yaml
 from gateway_process import Gateway, run_service, start_gateway
 from manifests import (
@@ -40,9 +42,12 @@ from manifests import (
     settings_of,
 )
 from metric_series import scrape
-from test_settings import links_of
+from service_links import links_of
 
-from service.memory import MIB
+from service.batching import Limits
+from service.memory import MIB, check_remote_memory
+from service.opening_triton import STREAMS
+from service.recipe.spec import PUBLISHED, ModelSpec
 from service.settings import load_settings
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -374,7 +379,8 @@ def test_a_pulled_model_is_fetched_once_by_the_gateways_own_command(tmp_path: Pa
     models.mkdir()
     script = init["args"][0].replace("/app/model_repo", str(image)).replace("/models", str(models))
     assert "python -m service pull" in script
-    script = script.replace("python -m service pull", f"mkdir -p {models}/me5_small/1 && echo pulled")
+    script = script.replace("python -m service pull", f"mkdir -p {models}/me5_small/1; echo pulled")
+    script = script.replace("|| mkdir", "|| exec sh -c 'mkdir").replace('"$MODEL_SOURCE"', "$MODEL_SOURCE'")
     for expected in (["pulled intfloat/multilingual-e5-small"], []):
         done = subprocess.run(
             [*init["command"], script],
@@ -385,6 +391,21 @@ def test_a_pulled_model_is_fetched_once_by_the_gateways_own_command(tmp_path: Pa
         )
         assert [line for line in done.stdout.splitlines() if line.startswith("pulled")] == expected
     assert (models / "me5_nano" / "1").is_dir()
+
+
+def test_tritons_arguments_and_probes_are_those_of_a_real_one() -> None:
+    triton = pod(overlay("gpu-triton"), "me5-triton")
+    # The test's server has its own repository, ports, and time to end.
+    own = ("--model-repository", "--model-control-mode", "--load-model", "--exit-timeout-secs")
+    options = [item for item in triton.main["args"] if not item.startswith(own)]
+    model = argument(triton, "--load-model")
+    with triton_server.start_triton(ROOT / "model_repo", model=model, options=options) as server:
+        asked = [probe["httpGet"]["path"] for probe in probes(triton.main)]
+        assert [httpx.get(server.http_url + path, timeout=5).status_code for path in asked] == [200, 200, 200]
+        server.unload(model)
+        ready, _, alive = (httpx.get(server.http_url + path, timeout=5).status_code for path in asked)
+        assert ready != 200
+        assert alive == 200
 
 
 # Service links
@@ -472,6 +493,18 @@ def test_the_memory_limit_is_above_what_the_gateway_may_take(tmp_path: Path) -> 
     peak = re.search(rb'"memory_peak_at_most": "(\d+) MiB"', done.stdout)
     assert peak is not None
     assert int(peak[1]) * MIB < 0.9 * quantity(limits["memory"])
+
+
+def test_the_memory_limit_of_a_gateway_without_an_engine_is_above_what_it_may_take(spec: ModelSpec) -> None:
+    objects = overlay("gpu-triton")
+    settings = load_settings(settings_of(objects))
+    limit = quantity(pod(objects, "me5-gateway").main["resources"]["limits"]["memory"])
+    # A published graph gives every token's state, which is where a gateway of this kind has most of its memory.
+    small = next(found for found in PUBLISHED.values() if found.name == "me5_small")
+    for model, vocabulary in ((spec, 60_000), (replace(small, pooling="mean"), 250_037)):
+        limits = Limits(settings.max_batch_tokens, settings.streams or STREAMS)
+        peak = check_remote_memory(settings, model, limits, vocabulary=vocabulary, limit_bytes=None)
+        assert peak.total < 0.9 * limit
 
 
 def test_queues_hold_more_than_the_autoscaler_lets_wait(objects: Objects) -> None:

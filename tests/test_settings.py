@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from service_links import links_of
 
 from service.engine import Choice, choices, cpu_has_bf16, usable_cores
 from service.errors import SettingsError
@@ -26,23 +27,6 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
         load_settings({"ME5_MODLE": "x"})
     with pytest.raises(SettingsError, match="known are ME5_BODY_TIMEOUT_S, .*ME5_TRUNCATE"):
         load_settings({"ME5_ZZZZZZZZZ": "x"})
-
-
-def links_of(service: str, port: int = 8080) -> dict[str, str]:
-    """What Kubernetes puts into a pod's environment for a Service with one port named http (its documentation's
-    "Environment variables", under "Service")."""
-    prefix = service.upper().replace("-", "_")
-    address = f"tcp://10.0.0.1:{port}"
-    return {
-        f"{prefix}_SERVICE_HOST": "10.0.0.1",
-        f"{prefix}_SERVICE_PORT": str(port),
-        f"{prefix}_SERVICE_PORT_HTTP": str(port),
-        f"{prefix}_PORT": address,
-        f"{prefix}_PORT_{port}_TCP": address,
-        f"{prefix}_PORT_{port}_TCP_PROTO": "tcp",
-        f"{prefix}_PORT_{port}_TCP_PORT": str(port),
-        f"{prefix}_PORT_{port}_TCP_ADDR": "10.0.0.1",
-    }
 
 
 @pytest.mark.parametrize("service", ["me5", "me5-gateway", "me5-triton", "me5-port", "me5-service"])

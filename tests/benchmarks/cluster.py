@@ -118,9 +118,10 @@ class Run:
         """As decided, over time."""
         return [point.replicas for point in self.points]
 
-    def turns(self) -> int:
-        """How often the number of replicas changed its direction."""
-        steps = [after - before for before, after in itertools.pairwise(self.replicas) if after != before]
+    def turns(self, since: float = 0.0) -> int:
+        """How often the number of replicas changed its direction, counted from a moment on."""
+        counts = [point.replicas for point in self.points if point.at >= since]
+        steps = [after - before for before, after in itertools.pairwise(counts) if after != before]
         return sum((one > 0) != (two > 0) for one, two in itertools.pairwise(steps))
 
 
@@ -133,6 +134,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.run = Run()
         self.pods: list[Pod] = []
+        self._targets: list[Pod] = []
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -176,7 +178,7 @@ class Simulation:
 
     def _send(self, tokens: int, client: str, tried: int, first_sent: float) -> None:
         settings, rate = self.cluster.settings, self.cluster.replica.tokens_per_s
-        pod = self.random.choice(self._reachable())
+        pod = self.random.choice(self._targets)
         if pod.ending_at is not None and self.now >= pod.ending_at + settings.drain_s:
             self.run.lost["connection refused"] += 1
             return
@@ -228,6 +230,7 @@ class Simulation:
     def _start(self, ready_at: float) -> None:
         pod = Pod(self.now, ready_at)
         self.pods.append(pod)
+        self._at(ready_at, self._look_again)
         # Prometheus scrapes each target at a moment of its own.
         first = ready_at + self.random.random() * self.cluster.scrape_s
 
@@ -241,8 +244,9 @@ class Simulation:
     def _alive(self) -> list[Pod]:
         return [pod for pod in self.pods if pod.ending_at is None]
 
-    def _reachable(self) -> list[Pod]:
-        return [
+    def _look_again(self) -> None:
+        """Which pods requests are sent to: the ready ones, and for a while those that end."""
+        self._targets = [
             pod
             for pod in self.pods
             if pod.ready_at <= self.now
@@ -286,6 +290,7 @@ class Simulation:
         # The ReplicaSet takes those first that are not ready, then the youngest.
         for pod in sorted(pods, key=lambda pod: (pod.ready_at <= self.now, -pod.born))[: max(0, len(pods) - desired)]:
             pod.ending_at = self.now
+            self._at(self.now + self.cluster.endpoints_s, self._look_again)
 
     def _asked(self, target: Target, pods: list[Pod]) -> int | None:
         if target.kind == "External":
@@ -307,7 +312,7 @@ def maximum(profile: Profile, end: float, every: float = 5.0) -> float:
     return max(profile(index * every) for index in range(int(end / every) + 1))
 
 
-def p(values: Iterable[float], percent: float) -> float:
-    """A percentile by nearest rank; 0 for none."""
+def percentile(values: Iterable[float], percent: float) -> float:
+    """By nearest rank; 0 for none."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))] if ranked else 0.0
