@@ -1,4 +1,4 @@
-"""The queueing sum against simulated queues; the autoscaler's algorithm; what it does with the manifests that ship."""
+"""The queueing sum against simulated queues; the autoscaler in a simulation, with the manifests that ship."""
 
 from __future__ import annotations
 
@@ -9,26 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
 
-from autoscaler import (
-    DEFAULT_DOWN,
-    DEFAULT_UP,
-    Autoscaler,
-    Direction,
-    Hpa,
-    Policy,
-    Target,
-    quantity,
-    read_hpa,
-    wanted,
-    wanted_in_all,
-)
+from autoscaler import DEFAULT_DOWN, DEFAULT_UP, Direction, Hpa, Policy, Target
+from capacity_page import LOADS, best, render_measured, render_plans, replace_part
 from cluster import Cluster, Load, Run, Simulation, steps
 from cluster import Replica as SimulatedReplica
 from queueing import Plan, Replica, Work, erlang_c, plan, queue_of, scv_of, wait_law, wait_percentile
@@ -135,7 +123,12 @@ def test_scv_is_variance_over_the_squared_mean() -> None:
 def test_the_command_prints_a_plan() -> None:
     command = [sys.executable, "tests/benchmarks/capacity.py", "--plan", "--texts-per-s", "10000", "--tokens", "100"]
     done = subprocess.run(
-        [*command, "--tokens-per-s", "8000"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [*command, "--tokens-per-s", "8000", "--p95-wait-s", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     least = math.ceil(10_000 * 100 / 8000 / 0.7)
     assert f"{least} replicas" in done.stdout
@@ -156,90 +149,66 @@ def test_the_page_says_what_its_command_prints() -> None:
             assert all(f"{wait} ms" in page.replace("\n", " ") for wait in re.findall(r"(\d+) ms", said))
 
 
-# The autoscaler's algorithm, by the examples of Kubernetes' documentation and its controller's tests
+# The page
 
-QUEUE = Target("Pods", "me5_queue_tokens", 100.0)
-CPU = Target("Resource", "cpu", 0.7)
-
-
-def test_the_ratio_of_the_metric_to_its_target_is_that_of_pods() -> None:
-    # "if the current metric value is 200m, and the desired value is 100m, the number of replicas will be doubled"
-    assert wanted(QUEUE, [200.0, 200.0], 2) == 4
-    assert wanted(QUEUE, [50.0, 50.0], 2) == 1
-
-
-def test_within_a_tenth_of_the_target_nothing_changes() -> None:
-    assert wanted(QUEUE, [109.0] * 10, 10) == 10
-    assert wanted(QUEUE, [91.0] * 10, 10) == 10
-    assert wanted(QUEUE, [111.0] * 10, 10) == 12
-
-
-def test_pods_that_do_not_tell_need_nothing_on_the_way_up_and_are_busy_on_the_way_down() -> None:
-    assert wanted(QUEUE, [200.0, 200.0], 4, missing=2) == 4
-    assert wanted(QUEUE, [400.0, 400.0], 4, missing=2) == 8
-    assert wanted(QUEUE, [50.0, 50.0], 4, missing=2) == 3
-    assert wanted(CPU, [0.35, 0.35], 3, missing=1) == 3
-    # Those that are not ready yet count on the way up alone.
-    assert wanted(CPU, [0.35, 0.35], 4, unready=2) == 1
-    assert wanted(CPU, [1.4, 1.4], 4, unready=2) == 4
-    assert wanted(QUEUE, [], 4, missing=4) is None
-
-
-def test_an_external_total_is_divided_by_its_target() -> None:
-    target = Target("External", "me5_queue_tokens_all", 100.0)
-    assert wanted_in_all(target, 1000.0, 4) == 10
-    assert wanted_in_all(target, 420.0, 4) == 4
-    assert wanted_in_all(target, None, 4) is None
+MEASURED = {
+    "measured": "2026-01-01",
+    "rounds": 3,
+    "machine": {"cores": 2, "cpu": "a CPU", "features": ["AVX2"]},
+    "replicas": [
+        {
+            "model": "me5_small",
+            "engine": "onnx",
+            "precision": precision,
+            "start_s": {"first": 3.0, "again": 1.5},
+            "memory_mib": {"idle": 500, "loaded": 600},
+            "memory_bound_mib": 900,
+            "rates": {
+                work: {
+                    "texts_per_s": rate / 100,
+                    "tokens_per_s": rate,
+                    "tokens_per_cpu_s": rate / 2,
+                    "tokens_a_text": 100,
+                }
+                for work in ("passages", "queries")
+            },
+        }
+        for precision, rate in (("fp32", 4000.0), ("int8", 9000.0))
+    ],
+}
 
 
-def hpa(up: Direction = DEFAULT_UP, down: Direction = DEFAULT_DOWN, least: int = 1, most: int = 100) -> Hpa:
-    return Hpa(least, most, (QUEUE,), up, down)
+def test_plans_are_made_with_the_fastest_replica_that_was_measured() -> None:
+    row, cores = best(MEASURED, "me5_small")
+    assert (row["precision"], cores) == ("int8", 2)
+    with pytest.raises(ValueError, match="me5_large was not measured, only me5_small"):
+        best(MEASURED, "me5_large")
+    rows = render_plans(MEASURED).splitlines()[2:]
+    assert len(rows) == len(LOADS)
+    for line, (_, work, wait_s) in zip(rows, LOADS, strict=True):
+        found = plan(work, Replica(9000, 2, 2), wait_s)
+        assert f"{found.replicas} ({found.cores})" in line
+    # Up to a thousand cores.
+    assert any(plan(work, Replica(9000, 2, 2), wait_s).cores > 1000 for _, work, wait_s in LOADS)
 
 
-def test_the_largest_answer_counts_and_half_the_evidence_takes_nothing_away() -> None:
-    assert Autoscaler(hpa()).decide(0, 4, [5, 6]) == 6
-    assert Autoscaler(hpa(down=replace(DEFAULT_DOWN, window_s=0))).decide(0, 4, [2, None]) == 4
-    assert Autoscaler(hpa()).decide(0, 4, [6, None]) == 6
-    assert Autoscaler(hpa()).decide(0, 4, [None, None]) == 4
+def test_every_cell_of_the_table_has_a_column() -> None:
+    header, rule, *rows = render_measured(MEASURED).splitlines()[2:]
+    assert len(rows) == 2
+    assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
 
 
-def test_policies_bound_what_comes_and_goes_in_their_period() -> None:
-    up = Direction(0, (Policy("Pods", 4, 60), Policy("Percent", 10, 60)))
-    scaler = Autoscaler(hpa(up=up))
-    assert scaler.decide(0, 10, [100]) == 14
-    assert scaler.decide(15, 14, [100]) == 14
-    assert scaler.decide(61, 14, [100]) == 18
-    assert Autoscaler(hpa(up=replace(up, select="Min"))).decide(0, 10, [100]) == 11
-    assert Autoscaler(hpa(up=replace(up, select="Disabled"))).decide(0, 10, [100]) == 10
-    down = Direction(0, (Policy("Pods", 4, 60), Policy("Percent", 10, 60)))
-    # The documentation's example: 80 replicas, 10 % are 8, and of 30 four pods are more than 10 %.
-    assert Autoscaler(hpa(down=down)).decide(0, 80, [1]) == 72
-    assert Autoscaler(hpa(down=down)).decide(0, 30, [1]) == 26
-
-
-def test_a_window_lets_the_most_cautious_answer_count() -> None:
-    scaler = Autoscaler(hpa(down=replace(DEFAULT_DOWN, window_s=60)))
-    answers = [(0, 10), (15, 4), (30, 6), (60, 4), (75, 4), (90, 4)]
-    assert [scaler.decide(at, 10, [number]) for at, number in answers] == [10, 10, 10, 6, 6, 4]
-
-
-def test_the_bounds_hold() -> None:
-    assert Autoscaler(hpa(most=5)).decide(0, 4, [50]) == 5
-    assert Autoscaler(hpa(least=3, down=replace(DEFAULT_DOWN, window_s=0))).decide(0, 4, [1]) == 3
-
-
-def test_defaults_are_those_of_the_api_server() -> None:
-    found = read_hpa({"spec": {"maxReplicas": 3, "metrics": []}})
-    assert (found.least, found.up, found.down) == (1, DEFAULT_UP, DEFAULT_DOWN)
-
-
-def test_quantities_are_read() -> None:
-    assert [quantity(text) for text in ("700m", "2", "2Gi", "512Mi", "1k", 3)] == [0.7, 2, 2**31, 2**29, 1000, 3]
+def test_a_part_of_the_page_is_replaced_and_the_rest_stays() -> None:
+    page = "a\n<!-- x:start -->\nold\n<!-- x:end -->\nb"
+    assert replace_part(page, "x", "new") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="y:start"):
+        replace_part(page, "y", "new")
 
 
 # What ships
 
 RATE, START_S = 10_000.0, 30.0
+QUEUE = Target("Pods", "me5_queue_tokens", 100.0)
 
 
 @pytest.fixture(scope="module")

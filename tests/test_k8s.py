@@ -342,14 +342,15 @@ def test_the_gateways_upstream_is_the_headless_service_of_triton() -> None:
     assert int(port) == next(item["port"] for item in service["spec"]["ports"] if item["name"] == "grpc")
 
 
-@pytest.mark.parametrize("model", ["me5_nano", "me5_small"])
+@pytest.mark.parametrize("model", ["me5_nano", "me5_small", "me5_nano/1"])
 def test_triton_loads_and_is_asked_for_the_model_that_the_gateway_serves(model: str, tmp_path: Path) -> None:
     objects = derived(tmp_path / "own", "gpu-triton", "triton-model", ME5_MODEL=model)
     triton = pod(objects, "me5-triton")
     assert settings_of(objects)["ME5_MODEL"] == model
-    assert argument(triton, "--load-model") == model
+    name = model.split("/")[0]
+    assert argument(triton, "--load-model") == name
     assert argument(triton, "--model-control-mode") == "explicit"
-    ready = f"/v2/models/{model}/ready"
+    ready = f"/v2/models/{name}/ready"
     assert [probe["httpGet"]["path"] for probe in probes(triton.main)] == [ready, ready, "/v2/health/live"]
 
 

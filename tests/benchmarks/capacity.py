@@ -178,8 +178,8 @@ def print_plan(args: argparse.Namespace) -> None:
     )
     print(
         f"{found.replicas} replicas ({found.cores} cores) of {rate:g} tokens/s ({note}) for {args.texts_per_s:g} "
-        f"texts/s of {args.tokens:g} tokens: busy {found.utilisation:.0%}, wait "
-        f"{1e3 * found.mean_wait_s:.0f} ms on average, {1e3 * found.p95_wait_s:.0f} ms at the 95th percentile, then {1e3 * found.service_s:.0f} ms of work"
+        f"texts/s of {args.tokens:g} tokens: busy {found.utilisation:.0%}, wait {1e3 * found.mean_wait_s:.0f} ms on "
+        f"average, {1e3 * found.p95_wait_s:.0f} ms at the 95th percentile, then {1e3 * found.service_s:.0f} ms of work"
     )
 
 
@@ -213,9 +213,9 @@ def main() -> None:
     if args.plan:
         print_plan(args)
     elif args.simulate:
-        page.write_text(
-            replace_part(page.read_text(encoding="utf-8"), "autoscaler", run_simulation(args.docs)), "utf-8"
-        )
+        part = run_simulation(args.docs)
+        # Read after the minutes that this takes: an edit made meanwhile stays.
+        page.write_text(replace_part(page.read_text(encoding="utf-8"), "autoscaler", part), encoding="utf-8")
     elif args.quick:
         found = measure(args)
         print(render_measured(found), render_plans(found), sep="\n\n")

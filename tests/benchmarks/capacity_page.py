@@ -100,7 +100,7 @@ def render_simulated(of: Shipped, runs: list[tuple[Scenario, Run]]) -> str:
         f"{hpa.least} to {hpa.most} replicas, the last row up to 600) and replicas of {cluster.replica.tokens_per_s:g} "
         f"tokens/s that are ready after {cluster.replica.start_s:g} s: round numbers, not measured ones. Requests come "
         "at random, of exponential length, 2000 tokens on average (4000 in the last row). A turn is a change from "
-        "adding to removing or back."
+        "adding to removing or back, after the step where there is one."
     )
     pictures = [f"![{scenario.about}](capacity-{scenario.name}.svg)" for scenario, _ in runs]
     return "\n\n".join([head, table(runs), *pictures])

@@ -78,7 +78,7 @@ def day(low: float, high: float, length_s: float) -> Profile:
 
 
 SCENARIOS = (
-    Scenario("up", "2 → 8", steps((0, 2), (STEP_AT_S, 8)), 2400, 4, STEP_AT_S),
+    Scenario("up", "2 → 8", steps((0, 2), (STEP_AT_S, 8)), 2400, 3, STEP_AT_S),
     Scenario("down", "8 → 2", steps((0, 8), (STEP_AT_S, 2)), 2400, 13, STEP_AT_S),
     Scenario("burst", "3, for a minute 12", steps((0, 3), (STEP_AT_S, 12), (STEP_AT_S + 60, 3)), 2400, 5),
     Scenario("day", "1 to 12 and back in two hours", day(1, 12, 7200), 7200, 2),
@@ -125,7 +125,7 @@ def table(runs: list[tuple[Scenario, Run]]) -> str:
         when = f"{run.refused_at[0]:.0f} to {run.refused_at[-1]:.0f} s" if run.refused_at else "–"
         waits = " / ".join(f"{percentile(run.waits_s, part):.1f}" for part in (95, 99.9))
         rows.append(
-            f"| {scenario.about} | {counts[0]}, {max(counts)}, {counts[-1]} | {run.turns()} | {run.requests} "
+            f"| {scenario.about} | {counts[0]}, {max(counts)}, {counts[-1]} | {run.turns(scenario.step_at_s or 0.0)} | {run.requests} "
             f"| {run.answered} | {run.refused_requests} | {when} | {waits} | {sum(run.lost.values())} |"
         )
     return "\n".join(rows)
