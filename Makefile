@@ -45,7 +45,7 @@ test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
 test-k8s: $(K8S_STAMP)  ## manifests by kubectl, against Kubernetes' schemas and a gateway; the autoscaler's simulation
-	$(BIN)/python -m pytest tests/test_k8s.py tests/test_capacity.py
+	$(BIN)/python -m pytest tests/test_k8s*.py tests/test_autoscaler.py tests/test_capacity.py
 
 k8s-rules: $(TEST_STAMP)  ## k8s/monitoring/prometheusrule.yaml from docker/prometheus/
 	$(BIN)/python k8s/render_rules.py

@@ -21,10 +21,11 @@ OVERLAYS = ("cpu-embedded", "gpu-triton")
 WITH_PODS = ("Deployment",)
 
 Manifest = dict[str, Any]
+Objects = tuple[Manifest, ...]
 
 
 @functools.cache
-def build(folder: Path) -> tuple[Manifest, ...]:
+def build(folder: Path) -> Objects:
     """Every object of a kustomization, in the order in which kubectl would apply them."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not on this machine")
@@ -33,12 +34,12 @@ def build(folder: Path) -> tuple[Manifest, ...]:
     return tuple(item for item in yaml.safe_load_all(done.stdout) if item)
 
 
-def overlay(name: str) -> tuple[Manifest, ...]:
+def overlay(name: str) -> Objects:
     """One of the overlays."""
     return build(K8S / "overlays" / name)
 
 
-def derived(folder: Path, base: str, *components: str, **settings: str) -> tuple[Manifest, ...]:
+def derived(folder: Path, base: str, *components: str, **settings: str) -> Objects:
     """An overlay as a user would write one: over one of ours, with components and settings of his own."""
 
     def relative(place: Path) -> str:
@@ -59,12 +60,12 @@ def derived(folder: Path, base: str, *components: str, **settings: str) -> tuple
     return build(folder)
 
 
-def of_kind(objects: tuple[Manifest, ...], *kinds: str) -> list[Manifest]:
+def of_kind(objects: Objects, *kinds: str) -> list[Manifest]:
     """The objects of these kinds."""
     return [item for item in objects if item["kind"] in kinds]
 
 
-def named(objects: tuple[Manifest, ...], kind: str, name: str) -> Manifest:
+def named(objects: Objects, kind: str, name: str) -> Manifest:
     """The one object of this kind and name."""
     found = [item for item in of_kind(objects, kind) if item["metadata"]["name"] == name]
     assert len(found) == 1, f"{len(found)} objects are {kind} {name}"
@@ -92,7 +93,7 @@ class Pod:
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
-def pods(objects: tuple[Manifest, ...]) -> list[Pod]:
+def pods(objects: Objects) -> list[Pod]:
     """Every pod template."""
     return [
         Pod(item["metadata"]["name"], template["metadata"]["labels"], template["spec"])
@@ -101,7 +102,7 @@ def pods(objects: tuple[Manifest, ...]) -> list[Pod]:
     ]
 
 
-def pod(objects: tuple[Manifest, ...], owner: str) -> Pod:
+def pod(objects: Objects, owner: str) -> Pod:
     """The pod template of one Deployment."""
     return next(item for item in pods(objects) if item.owner == owner)
 
@@ -115,7 +116,7 @@ def matches(selector: Manifest, labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
-def settings_of(objects: tuple[Manifest, ...], owner: str = "me5-gateway") -> dict[str, str]:
+def settings_of(objects: Objects, owner: str = "me5-gateway") -> dict[str, str]:
     """The ME5_* variables that a Deployment's main container gets, from its ConfigMaps and its own list."""
     container = pod(objects, owner).main
     found: dict[str, str] = {}
@@ -145,6 +146,12 @@ class Peer:
     namespace: dict[str, str]
 
 
+def argument(each: Pod, name: str) -> str:
+    """The value of one --name=value of its main container."""
+    (found,) = [item.split("=", 1)[1] for item in each.main["args"] if item.startswith(f"{name}=")]
+    return str(found)
+
+
 HOME = {"kubernetes.io/metadata.name": "me5"}
 
 
@@ -153,12 +160,12 @@ def peer(of: Pod) -> Peer:
     return Peer(of.labels, HOME)
 
 
-def reaches(objects: tuple[Manifest, ...], source: Peer, target: Peer, port: str) -> bool:
+def reaches(objects: Objects, source: Peer, target: Peer, port: str) -> bool:
     """Whether the network policies let a connection to a named TCP port through: out of the source, into the target."""
     return _lets(objects, source, target, port, "Egress") and _lets(objects, target, source, port, "Ingress")
 
 
-def _lets(objects: tuple[Manifest, ...], own: Peer, other: Peer, port: str, direction: str) -> bool:
+def _lets(objects: Objects, own: Peer, other: Peer, port: str, direction: str) -> bool:
     policies = [
         item["spec"]
         for item in of_kind(objects, "NetworkPolicy")

@@ -121,11 +121,11 @@ def table(runs: list[tuple[Scenario, Run]]) -> str:
         "|---|--:|--:|--:|--:|--:|---|--:|--:|",
     ]
     for scenario, run in runs:
-        counts = run.replicas
+        counts, turns = run.replicas, run.turns(scenario.step_at_s or 0.0)
         when = f"{run.refused_at[0]:.0f} to {run.refused_at[-1]:.0f} s" if run.refused_at else "–"
         waits = " / ".join(f"{percentile(run.waits_s, part):.1f}" for part in (95, 99.9))
         rows.append(
-            f"| {scenario.about} | {counts[0]}, {max(counts)}, {counts[-1]} | {run.turns(scenario.step_at_s or 0.0)} | {run.requests} "
+            f"| {scenario.about} | {counts[0]}, {max(counts)}, {counts[-1]} | {turns} | {run.requests} "
             f"| {run.answered} | {run.refused_requests} | {when} | {waits} | {sum(run.lost.values())} |"
         )
     return "\n".join(rows)
