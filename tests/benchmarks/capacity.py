@@ -72,11 +72,11 @@ def model_of(shape: str, scratch: Path) -> Path:
 
 def measure_replica(shape: str, precision: str, scratch: Path, data: Path | None, seconds: float, rounds: int) -> Json:
     """One gateway with every core of this machine: its rates, memory, and time to ready without and with a cache."""
-    model = SHAPES[shape][0]
+    model, model_repo = SHAPES[shape][0], model_of(shape, scratch)
     with tempfile.TemporaryDirectory(dir=scratch) as cache:
         settings = {
             "model": model,
-            "model_repo": model_of(shape, scratch),
+            "model_repo": model_repo,
             "precision": precision,
             "cache_dir": cache,
             "drain_s": 0,
