@@ -275,6 +275,16 @@ def test_queued_tokens_alone_without_a_window_swing(now_shipped: Shipped) -> Non
     assert run.turns(since=STEP_AT_S) > 5
 
 
+def test_a_target_that_chance_reaches_makes_pods_come_and_go(now_shipped: Shipped) -> None:
+    """Half a second of work, where a request is a fifth of one."""
+
+    def nervous(spec: dict) -> None:  # type: ignore[type-arg]
+        spec["metrics"][0]["pods"]["target"]["averageValue"] = "5000"
+
+    calm, run = (simulate(scenario("up"), of) for of in (now_shipped, now_shipped.changed(nervous)))
+    assert run.turns() >= calm.turns() + 2
+
+
 def test_cpu_is_enough_where_no_adapter_serves_queued_tokens(now_shipped: Shipped) -> None:
     """The fallback scales up; it is slower, and takes nothing away while the first metric is missing."""
 
