@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
 
 from autoscaler import DEFAULT_DOWN, DEFAULT_UP, Direction, Hpa, Policy, Target
-from capacity_page import LOADS, best, render_measured, render_plans, replace_part
+from capacity_page import LOADS, best, render_measured, render_plans, replace_part, simulated_with
 from cluster import Cluster, Load, Run, Simulation, steps
 from cluster import Replica as SimulatedReplica
 from queueing import Plan, Replica, Work, erlang_c, plan, queue_of, scv_of, wait_law, wait_percentile
@@ -236,6 +236,11 @@ def test_a_step_up_is_followed_without_swinging(now_shipped: Shipped, seed: int)
     assert 11 <= run.replicas[-1] <= 14
     # Whoever is refused is so while pods start, and answered in the end.
     assert all(STEP_AT_S < at < STEP_AT_S + 180 for at in run.refused_at)
+
+
+def test_the_page_shows_runs_of_the_manifests_that_ship(now_shipped: Shipped) -> None:
+    page = (ROOT / "docs" / "capacity.md").read_text(encoding="utf-8")
+    assert simulated_with(now_shipped) in page, "run: python tests/benchmarks/capacity.py --simulate"
 
 
 def test_a_step_down_is_followed_one_way(now_shipped: Shipped) -> None:

@@ -93,14 +93,23 @@ def render_simulated(of: Shipped, runs: list[tuple[Scenario, Run]]) -> str:
     """The autoscaler's table and pictures."""
     from scaling import table
 
+    pictures = [f"![{scenario.about}](capacity-{scenario.name}.svg)" for scenario, _ in runs]
+    return "\n\n".join([simulated_with(of), table(runs), *pictures])
+
+
+def simulated_with(of: Shipped) -> str:
+    """The numbers that went in."""
     cluster, hpa = of.cluster, of.hpa
     targets = ", ".join(f"{target.name} {target.value:g}" for target in hpa.targets)
-    head = (
-        f"Simulated with k8s/overlays/cpu-embedded as it is ({targets}; window down {hpa.down.window_s:g} s; "
-        f"{hpa.least} to {hpa.most} replicas, the last row up to 600) and replicas of {cluster.replica.tokens_per_s:g} "
-        f"tokens/s that are ready after {cluster.replica.start_s:g} s: round numbers, not measured ones. Requests come "
-        "at random, of exponential length, 2000 tokens on average (4000 in the last row). A turn is a change from "
-        "adding to removing or back, after the step where there is one."
+    ways = "; ".join(
+        f"{name} at most {' or '.join(f'{each.value} {each.kind} in {each.period_s:g} s' for each in way.policies)}, "
+        f"window {way.window_s:g} s"
+        for name, way in (("up", hpa.up), ("down", hpa.down))
     )
-    pictures = [f"![{scenario.about}](capacity-{scenario.name}.svg)" for scenario, _ in runs]
-    return "\n\n".join([head, table(runs), *pictures])
+    return (
+        f"Simulated with k8s/overlays/cpu-embedded as it is ({targets}; {ways}; {hpa.least} to {hpa.most} replicas, "
+        f"the last row up to 600) and replicas of {cluster.replica.tokens_per_s:g} tokens/s that are ready after "
+        f"{cluster.replica.start_s:g} s: round numbers, not measured ones. Requests come at random, of exponential "
+        "length, 2000 tokens on average (4000 in the last row). A turn is a change from adding to removing or back, "
+        "after the step where there is one."
+    )
