@@ -43,6 +43,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     # Its package is there only where Triton is the engine.
     from service.engine_triton import TritonPool
+    from service.tracing import Tracing
 
 log = logging.getLogger("me5.embedder")
 
@@ -170,6 +171,10 @@ class Embedder:
             "golden_source": self.model.golden.source,
         }
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Have the batches traced that carry traced requests."""
+        self._scheduler.trace_batch = tracing.batch
+
     def refuse_all(self) -> None:
         """Answer every request that waits, and every one that comes, with ShuttingDown."""
         self._scheduler.refuse_all()
@@ -200,6 +205,14 @@ class Embedder:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.observe(tokenize_s)
+        if ask.trace is not None:
+            ask.trace.tokenised(
+                started,
+                tokenize_s,
+                role=role_label(roles),
+                tokens=[len(item.ids) for item in tokens],
+                truncated=sum(item.truncated for item in tokens),
+            )
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
@@ -214,8 +227,11 @@ class Embedder:
             vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
+            trace=ask.trace,
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
+        if ask.trace is not None:
+            ask.trace.queued(time.monotonic(), lane, len(tokens))
         try:
             await job.done
         except Me5Error:

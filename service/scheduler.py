@@ -27,7 +27,7 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Job, LaneMetrics, Pending
+from service.jobs import DrainRate, Job, LaneMetrics, Pending, TraceBatch, untraced
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
 
@@ -52,6 +52,7 @@ class Scheduler:
         reopen_pause_max_s: float = REOPEN_PAUSE_MAX_S,
     ) -> None:
         self.limits = Limits(1)
+        self.trace_batch: TraceBatch = untraced
         self.state: State = "starting"
         self.rates = {lane: DrainRate() for lane in LANES}
         # Tokens by client of the requests that have no answer yet, running batches and those being tokenised included.
@@ -196,13 +197,15 @@ class Scheduler:
         started = time.monotonic()
         unit = all(pending.job.unit for pending in batch)
         try:
-            async with asyncio.timeout(self._engine_timeout_s):
+            traced = self.trace_batch(host, lane, batch, started)
+            async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
                 vectors = await host.run(
                     [pending.ids for pending in batch],
                     lane=lane,
                     unit=unit,
                     wide=wide,
                     deadline=max(pending.job.deadline for pending in batch),
+                    traceparent=traceparent,
                 )
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
