@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
+K8S_STAMP := $(VENV)/.installed-k8s
 # Hugging Face optimum lives with older transformers, so in an environment of its own.
 OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_STAMP := $(OPTIMUM_VENV)/.installed-optimum
@@ -28,7 +29,7 @@ TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-ver
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -42,6 +43,16 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
+
+test-k8s: $(K8S_STAMP)  ## manifests by kubectl, against Kubernetes' schemas and a gateway; the autoscaler's simulation
+	$(BIN)/python -m pytest tests/test_k8s*.py tests/test_autoscaler.py tests/test_capacity.py
+
+k8s-rules: $(TEST_STAMP)  ## k8s/monitoring/prometheusrule.yaml from docker/prometheus/
+	$(BIN)/python k8s/render_rules.py
+
+capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing else, written into docs/capacity.md
+	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
+	$(BIN)/python tests/benchmarks/capacity.py --simulate
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -117,6 +128,10 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
 	$(PIP) -e '.[cpu,openvino,triton,tracing,training,mteb,dev]'
+	touch $@
+
+$(K8S_STAMP): $(TEST_STAMP)
+	$(PIP) -e '.[k8s]'
 	touch $@
 
 $(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python
