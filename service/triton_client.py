@@ -166,8 +166,9 @@ class TritonClient:
         except InferenceServerException as error:
             outcome = outcome_of(error.status(), error.message())
             if outcome == "deadline" and (deadline is None or time.monotonic() < deadline):
-                # Its time is not up. One that answers others has too much to do, one that does not hangs.
-                outcome = "rejected" if self.answered > began else "lost"
+                # Its time is not up. Who says so, or answers others, has too much to do; who says nothing hangs.
+                says_so = not str(error.status()).endswith("DEADLINE_EXCEEDED")
+                outcome = "rejected" if says_so or self.answered > began else "lost"
             raise BatchFailed(outcome, f"{error.status()}: {error.message()}") from error
         except ValueError as error:
             raise BatchFailed("failed", f"its answer can't be read: {error}") from error
