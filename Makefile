@@ -21,10 +21,14 @@ TEST_STAMP := $(VENV)/.installed-test
 OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_STAMP := $(OPTIMUM_VENV)/.installed-optimum
 OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-optimum.txt
+# Triton lives with older NumPy, so in an environment of its own too.
+TRITON_VENV ?= .venv-triton
+TRITON_STAMP := $(TRITON_VENV)/.installed-triton
+TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -33,6 +37,11 @@ serve: $(SERVE_STAMP)  ## the gateway on http://127.0.0.1:8080 (ME5_PORT)
 
 test: $(TEST_STAMP)  ## every test
 	$(BIN)/python -m pytest
+
+triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON_VENV); without it they are skipped
+
+test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
+	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -94,7 +103,7 @@ export-optimum: $(OPTIMUM_STAMP) $(TEST_STAMP)  ## CHECKPOINT by optimum too: fp
 	$(BIN)/python -m training gate-optimum "$(CHECKPOINT)" build/optimum --data "$(ME5_DATA)"
 
 clean:  ## the environment and caches; runs/ and model_repo/ stay
-	rm -rf $(VENV) $(OPTIMUM_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "me5 needs Python 3.11 or newer; make PYTHON=python3.11 …")'
@@ -114,4 +123,9 @@ $(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python
 	$(BIN)/python -m venv $(OPTIMUM_VENV)
 	$(OPTIMUM_PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
 	$(OPTIMUM_PIP) -e '.[optimum]'
+	touch $@
+
+$(TRITON_STAMP): constraints-triton.txt | $(BIN)/python
+	$(BIN)/python -m venv $(TRITON_VENV)
+	$(TRITON_PIP) nvidia-pytriton onnxruntime
 	touch $@
