@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | embed | check | pull."""
+"""The command line: python -m service serve | embed | check | pull | triton-config."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from service.errors import InvalidInput, Me5Error
 from service.settings import PREFIX, Settings, load_settings
+from service.triton_config import AcceleratorPrecision, Variant
 
 if TYPE_CHECKING:
     from service.embedder import Embedder
@@ -134,6 +135,27 @@ def pull(
 
     folder = pull_model(source, load_settings().model_repo, published=published, revision=revision)
     print(f"{folder} is ready: ME5_MODEL={folder.parent.name} python -m service serve")
+
+
+@app.command("triton-config")
+@plain_errors
+def triton_config(
+    model: Annotated[str, typer.Argument(help="NAME or NAME/VERSION, or a published checkpoint not yet pulled")],
+    variant: Annotated[Variant, typer.Option(help="which file Triton opens, and by what")] = "onnx",
+    precision: Annotated[AcceleratorPrecision | None, typer.Option(help="of tensorrt-accelerator")] = None,
+    threads: Annotated[int, typer.Option(help="of ONNX Runtime on a CPU; 0 takes one a core")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="into the model's folder, over the one there")] = False,
+) -> None:
+    """Print the config.pbtxt with which NVIDIA Triton serves a model of the repository, or write it there."""
+    from service.model import shelf_of
+    from service.triton_config import render, write_config
+
+    folder, spec = shelf_of(model, load_settings().model_repo)
+    text = render(spec, variant, precision=precision, threads=threads)
+    if write:
+        print(write_config(folder, text))
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -29,15 +29,15 @@ from service.errors import (
     TextTooLong,
 )
 from service.jobs import Job
-from service.memory import Predicted, check_memory, memory_limit
-from service.metrics import Metrics
+from service.memory import Predicted, check_memory, check_remote_memory, memory_limit
+from service.metrics import Metrics, UpstreamMetrics
 from service.model import read_model
-from service.opening import candidates_for, config_of, limits_of, prove_host
+from service.opening import candidates_for, check_triton, config_of, limits_of, prove_host
 from service.recipe.golden import prove
 from service.recipe.prompts import Role
 from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
-from service.scheduler import Scheduler
+from service.scheduler import REOPEN_PAUSE_MAX_S, Scheduler
 from service.settings import Settings
 
 log = logging.getLogger("me5.embedder")
@@ -46,6 +46,9 @@ T = TypeVar("T")
 
 # Texts up to this many characters are tokenised on the event loop: it takes less time than handing them to a thread.
 INLINE_CHARS_MAX = 1000
+
+# A Triton that is back is to be used within two seconds.
+RECONNECT_PAUSE_S = 0.25
 
 OpenHost = Callable[[EngineConfig, int], Awaitable[EngineHost]]
 
@@ -72,13 +75,20 @@ class Embedder:
         self.draining = False
         self._open_host = open_host
         self._choice: Choice | None = None
+        # Of a gateway whose engine is elsewhere.
+        self._upstreams = UpstreamMetrics(metrics.registry) if settings.engine == "triton" else None
+        if self._upstreams is not None:
+            check_triton(settings, self.model)
         self._tokenizers = ThreadPoolExecutor(2, "tokenize")
         self._promises = {lane: Promises() for lane in LANES}
         self._scheduler = Scheduler(
             self._open_again,
-            engine_timeout_s=settings.engine_timeout_s,
+            # Two Tritons may be tried, and each has this long.
+            engine_timeout_s=settings.engine_timeout_s * 2 + 1 if self._upstreams else settings.engine_timeout_s,
             engine_failures=settings.engine_failures,
             metrics=metrics,
+            # Asking whether a Triton is back costs nothing; opening a model of its own does.
+            reopen_pause_max_s=RECONNECT_PAUSE_S if self._upstreams else REOPEN_PAUSE_MAX_S,
         )
 
     async def start(self) -> None:
@@ -89,6 +99,9 @@ class Embedder:
         # The graph is checked by the process that opens it.
         large = graph_files(spec, *GRAPH_FILES)
         verify_files(folder, spec, [name for name in spec.files if name not in large])
+        if self._upstreams is not None:
+            await self._start_elsewhere()
+            return
         candidates = candidates_for(self.settings, spec)
         for left, choice in enumerate(candidates, start=1 - len(candidates)):
             host: EngineHost | None = None
@@ -109,20 +122,46 @@ class Embedder:
                 self._choice, self.proof_cosine = choice, cosine
                 break
         self._scheduler.state = "ready"
+        self._announce()
+
+    async def _start_elsewhere(self) -> None:
+        """Begin to serve on Triton; while there is none, /readyz is red and says so."""
+        from service.opening_triton import remote_limits
+
+        limits = remote_limits(self.settings, self.model)
+        tokenizer = await asyncio.wrap_future(self.model.reading)
+        self.memory = check_remote_memory(
+            self.settings,
+            self.model.spec,
+            limits,
+            vocabulary=tokenizer.get_vocab_size(),
+            limit_bytes=memory_limit(),
+        )
+        try:
+            host = await self._open_again()
+        except EngineLost as error:
+            log.warning("%s; /readyz is red until there is one", error)
+            self._scheduler.wait_for_host(limits, error.message)
+        else:
+            self._scheduler.start(host, limits)
+            self._scheduler.state = "ready"
+
+    def _announce(self) -> None:
         about = self.about()
+        self.metrics.model.clear()
         self.metrics.model.info(about)
         log.info("serving %(name)s/%(version)s on %(engine)s %(precision)s (%(device)s)", about)
 
     def about(self) -> dict[str, str]:
         """What is served and what computes it, for /info, metrics and the log."""
-        assert self.engine is not None
+        engine = self.engine
         return {
             "name": self.model.spec.name,
             "version": self.model.version,
             "source": self.model.spec.source,
-            "engine": self.engine.name,
-            "precision": self.engine.precision,
-            "device": self.engine.device,
+            "engine": engine.name if engine else self.settings.engine,
+            "precision": engine.precision if engine else self.settings.precision,
+            "device": engine.device if engine else "none",
             "golden_source": self.model.golden.source,
         }
 
@@ -272,6 +311,13 @@ class Embedder:
 
     async def _open_again(self) -> EngineHost:
         """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""
+        if self._upstreams is not None:
+            from service.opening_triton import open_triton
+
+            remote = await open_triton(self.settings, self.model, self._upstreams)
+            self.engine, self.proof_cosine = remote, remote.cosine
+            self._announce()
+            return remote
         assert self._choice is not None
         host = await self._open_host(*self._config(self._choice))
         try:

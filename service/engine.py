@@ -48,14 +48,16 @@ class Engine(Protocol):
 class EngineHost(Protocol):
     """Where engines live, asked from the event loop: a process of their own, or another machine.
 
-    name, precision, device: as the engine's own.   streams: batches it computes at the same time.
-    lost: resolves with the reason once nothing can be computed here any more.
+    name, precision, device: as the engine's own.   streams: batches it computes at the same time.   cancels: whether a
+    run that is cancelled leaves the host as it was.   lost: resolves with the reason once nothing can be computed here
+    any more.
     """
 
     name: str
     precision: Precision
     device: str
     streams: int
+    cancels: bool
     lost: asyncio.Future[str]
 
     async def run(
@@ -74,7 +76,7 @@ class EngineHost(Protocol):
         in a trace, as W3C words it. A host that computes on another machine passes both on.
 
         At most `streams` batches a lane run at a time. Raises EngineFailed where the engine failed on the batch, and
-        EngineLost where there is none any more. Cancelling leaves the host unusable: `kill` it.
+        EngineLost where there is none any more. Cancelling leaves a host unusable unless it `cancels`: `kill` it.
         """
 
     def kill(self, reason: str) -> None:
@@ -110,7 +112,7 @@ class EngineConfig:
 
 def choices(
     engine: Literal["auto", "onnx", "openvino"],
-    precision: Literal["auto", "fp32", "bf16", "int8"],
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"],
     *,
     device: Device = "auto",
     int8_engines: Collection[EngineName] = (),
@@ -134,6 +136,8 @@ def choices(
         raise SettingsError("ME5_ENGINE=openvino, but openvino is not installed; pip install -e '.[openvino]'")
     if precision == "bf16" and not (openvino_installed and on_cpu):
         raise SettingsError("ME5_PRECISION=bf16 needs openvino on the CPU; pip install -e '.[openvino]'")
+    if precision == "fp16":
+        raise SettingsError("ME5_PRECISION=fp16 says what Triton computes in, with ME5_ENGINE=triton; leave it out")
     if precision == "int8" and not on_cpu:
         raise SettingsError(f"ME5_PRECISION=int8 computes on the CPU; leave ME5_DEVICE={device} out")
     usable: set[EngineName] = {"onnx"} if not (openvino_installed and on_cpu) else {"onnx", "openvino"}

@@ -41,6 +41,8 @@ BUFFER_BYTES = 1 << 20
 class EngineProcess:
     """An EngineHost: one child process with `streams` slots for each lane."""
 
+    cancels = False
+
     def __init__(
         self,
         process: subprocess.Popen[bytes],

@@ -16,6 +16,7 @@ Me5Error                            500 internal
 ├── DeadlineExceeded                504 deadline         the request's time is up
 ├── EngineFailed                    500 engine_failed    the engine raised, or gave a vector that is not finite
 ├── EngineLost                      503 engine_lost      no engine to compute with, for now
+├── UpstreamFailed                  503 upstream_failed  two of several Tritons were lost with the request
 ├── ShuttingDown                    503 shutting_down    the process is about to end
 └── StartupError                    the process can't start; never seen by an HTTP client
     ├── SettingsError               a setting is unknown or outside its limits
@@ -188,6 +189,13 @@ class EngineLost(Me5Error):
 
     status = 503
     code = "engine_lost"
+
+
+class UpstreamFailed(Me5Error):
+    """The Triton that had the batch was lost, and the other one that was tried; there are more."""
+
+    status = 503
+    code = "upstream_failed"
 
 
 class ShuttingDown(Me5Error):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.batching import Limits
 from service.engine import Choice, EngineConfig
 from service.errors import SettingsError
 from service.recipe.spec import ModelSpec, graph_file
@@ -46,6 +47,32 @@ class Predicted:
         return self.gateway + self.engine
 
 
+def gateway_bytes(settings: Settings, spec: ModelSpec, *, vocabulary: int) -> int:
+    """The gateway's own process at its worst.   vocabulary: the tokenizer's entries."""
+    waiting = 2 * settings.max_queued_tokens // TOKENS_A_TEXT_MIN
+    return (
+        GATEWAY_BYTES
+        + TOKENIZER_BYTES_AN_ENTRY * vocabulary
+        + waiting * (BYTES_A_WAITING_TEXT + 4 * spec.dimension)
+        + BODY_COPIES * settings.max_buffered_bytes
+    )
+
+
+def check_remote_memory(
+    settings: Settings, spec: ModelSpec, limits: Limits, *, vocabulary: int, limit_bytes: int | None
+) -> Predicted:
+    """The peak of a gateway whose engine is elsewhere. Raises SettingsError where the machine has less than that."""
+    # Of a graph that does not pool, every token's state comes back, and is there twice while it is pooled.
+    batch = 0 if spec.pooling == "graph" else 2 * 4 * limits.max_tokens * spec.dimension
+    found = Predicted(gateway_bytes(settings, spec, vocabulary=vocabulary) + (limits.streams + 1) * batch, 0)
+    if limit_bytes is not None and found.total > limit_bytes:
+        raise SettingsError(
+            f"the gateway may take {found.total // MIB} MiB, this machine gives {limit_bytes // MIB}; lower "
+            "ME5_MAX_BUFFERED_BYTES, ME5_MAX_QUEUED_TOKENS, ME5_STREAMS or ME5_MAX_BATCH_TOKENS"
+        )
+    return found
+
+
 def predicted_peak(
     settings: Settings, spec: ModelSpec, config: EngineConfig, *, vocabulary: int, graph_bytes: int
 ) -> Predicted:
@@ -66,14 +93,7 @@ def predicted_peak(
         # Each stream, the one batch more that may run, and the wide engine.
         + (config.streams + 2) * BATCHES_A_STREAM[config.engine] * batch
     )
-    waiting = 2 * settings.max_queued_tokens // TOKENS_A_TEXT_MIN
-    gateway = (
-        GATEWAY_BYTES
-        + TOKENIZER_BYTES_AN_ENTRY * vocabulary
-        + waiting * (BYTES_A_WAITING_TEXT + 4 * spec.dimension)
-        + BODY_COPIES * settings.max_buffered_bytes
-    )
-    return Predicted(gateway, engine)
+    return Predicted(gateway_bytes(settings, spec, vocabulary=vocabulary), engine)
 
 
 def check_memory(

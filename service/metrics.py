@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from service.batching import LANES
 from service.recipe.prompts import ROLES
+from service.triton_errors import Outcome
 
 ROUTES = ("/embed", "/", "/similarity", "/v1/embeddings")
 ERROR_CODES = ("400", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 RESTART_REASONS = ("died", "hung", "failed")
 REASONS = ("overloaded", "buffered_bytes", "deadline", "abandoned", "engine_lost", "shutting_down")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 CONNECTION_REASONS = ("header_timeout", "headers_too_large", "too_many", "not_reading")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -137,3 +141,44 @@ class Metrics:
             self.rejected_requests.labels(reason)
         for reason in RESTART_REASONS:
             self.engine_restarts.labels(reason)
+
+
+class UpstreamMetrics:
+    """Collectors of a gateway whose engine is Triton; a label `upstream` is one Triton's address."""
+
+    def __init__(self, on: CollectorRegistry) -> None:
+        self.ready = Gauge("me5_upstream_ready", "1 while batches are sent to it.", ("upstream",), registry=on)
+        self.in_flight = Gauge("me5_upstream_in_flight", "Batches without an answer.", ("upstream",), registry=on)
+        self.batches = Counter(
+            "me5_upstream_batches_total", "Batches by what became of them.", ("upstream", "outcome"), registry=on
+        )
+        self.duration_s = Histogram(
+            "me5_upstream_duration_seconds",
+            "Time from sending a batch to its answer.",
+            ("upstream",),
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.retries = Counter("me5_upstream_retries_total", "Batches sent to a second Triton.", registry=on)
+
+    def of(self, upstream: str) -> OneUpstream:
+        """The children of one Triton; every series exists from now on."""
+        return OneUpstream(self, upstream)
+
+
+class OneUpstream:
+    """One Triton's children of the collectors, looked up once.   batches: by outcome."""
+
+    def __init__(self, metrics: UpstreamMetrics, name: str) -> None:
+        self.ready = metrics.ready.labels(name)
+        self.in_flight = metrics.in_flight.labels(name)
+        self.duration_s = metrics.duration_s.labels(name)
+        self.batches = {outcome: metrics.batches.labels(name, outcome) for outcome in OUTCOMES}
+        self._metrics, self._name = metrics, name
+
+    def forget(self) -> None:
+        """Its address stands for no Triton any more: pods come and go, their series should not stay."""
+        for outcome in OUTCOMES:
+            self._metrics.batches.remove(self._name, outcome)
+        for collector in (self._metrics.ready, self._metrics.in_flight, self._metrics.duration_s):
+            collector.remove(self._name)

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from service.errors import ModelNotFound
+from service.errors import InvalidInput, ModelNotFound
 from service.recipe.golden import Golden, load_golden
-from service.recipe.spec import GOLDEN_FILE, SPEC_FILE, TOKENIZER_FILE, ModelSpec, load_spec, verify_files
+from service.recipe.spec import (
+    GOLDEN_FILE,
+    PUBLISHED,
+    SPEC_FILE,
+    TOKENIZER_FILE,
+    ModelSpec,
+    load_spec,
+    verify_files,
+)
 from service.recipe.tokens import load_tokenizer
 
 
@@ -54,6 +62,25 @@ def find_version(model: str, model_repo: Path) -> Path:
         f"no model {model!r} in {model_repo} (there: {', '.join(dict.fromkeys(there)) or 'none'}); "
         "set ME5_MODEL to one of these, or fetch one: python -m service pull intfloat/multilingual-e5-small"
     )
+
+
+def shelf_of(model: str, model_repo: Path) -> tuple[Path, ModelSpec]:
+    """The folder that holds a model's versions, and its spec: of one that is there, or of a published one yet to come.
+
+    Raises ModelNotFound, ModelFileError, and InvalidInput where the folder has another name than the model.
+    """
+    try:
+        version = find_version(model, model_repo)
+    except ModelNotFound:
+        published = {spec.name: spec for spec in PUBLISHED.values()} | PUBLISHED
+        if model not in published:
+            raise
+        return model_repo / published[model].name, published[model]
+    spec = load_spec(version, verify=False)
+    shelf = version.resolve().parent
+    if shelf.name != spec.name:
+        raise InvalidInput(f"{version} holds {spec.name}, so the folder {shelf} must be named {spec.name} for Triton")
+    return shelf, spec
 
 
 def version_numbers(folder: Path) -> list[int]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from service.batching import Limits
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import Lane, Limits
 from service.engine import (
     Choice,
     EngineConfig,
@@ -16,8 +22,9 @@ from service.engine import (
     openvino_installed,
     usable_cores,
 )
+from service.errors import SettingsError
 from service.model import Model
-from service.recipe.golden import prove
+from service.recipe.golden import Precision, prove
 from service.recipe.prompts import format_text
 from service.recipe.spec import ModelSpec
 from service.recipe.tokens import tokenize
@@ -30,8 +37,20 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 384, 16384
 STREAMS_MAX = 8
 
 
+class Computes(Protocol):
+    """What can be proved: a host, or one machine of several behind a host."""
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+
+    async def run(self, rows: Sequence[NDArray[np.int32]], *, lane: Lane) -> NDArray[np.float32]:
+        """As EngineHost.run."""
+
+
 def candidates_for(settings: Settings, spec: ModelSpec) -> list[Choice]:
     """What to try on this machine, fastest first."""
+    assert settings.engine != "triton"
     return choices(
         settings.engine,
         settings.precision,
@@ -65,7 +84,23 @@ def limits_of(settings: Settings, spec: ModelSpec, host: EngineHost) -> Limits:
     return Limits(settings.max_batch_tokens or default, host.streams, shapes_of(host.name, spec.max_tokens))
 
 
-async def prove_host(host: EngineHost, model: Model) -> float:
+def check_triton(settings: Settings, model: Model) -> None:
+    """Raises SettingsError where Triton could never be asked with these settings."""
+    if importlib.util.find_spec("tritonclient") is None:
+        raise SettingsError("ME5_ENGINE=triton, but tritonclient is not installed; pip install -e '.[triton]'")
+    if settings.device != "auto":
+        raise SettingsError(f"ME5_DEVICE={settings.device}: Triton decides where it computes; leave it out")
+    if not model.version.isdecimal():
+        raise SettingsError(
+            f"ME5_MODEL={settings.model} is version {model.version!r}, and Triton knows versions by number; "
+            "set it to NAME or NAME/VERSION of ME5_MODEL_REPO"
+        )
+    from service.engine_triton import targets_of
+
+    targets_of(settings.triton_urls)
+
+
+async def prove_host(host: Computes, model: Model) -> float:
     """Hold a host to the golden vectors, one text a batch. Returns the smallest cosine, raises GoldenMismatch."""
     spec, golden = model.spec, model.golden
     prompted = [format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items]

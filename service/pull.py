@@ -21,6 +21,7 @@ from service.recipe.golden import Golden, GoldenItem, prove, save_golden
 from service.recipe.prompts import ROLES, Prompts, format_text
 from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, PUBLISHED, TOKENIZER_FILE, ModelSpec, file_sha256, save_spec
 from service.recipe.tokens import load_tokenizer, pad, tokenize
+from service.triton_config import keep_config
 
 GOLDEN_SOURCE = "onnxruntime-fp32"
 GOLDEN_BOUNDS = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.999, "int8": 0.98}
@@ -90,6 +91,7 @@ def install(origin: Path, spec: ModelSpec, model_repo: Path) -> Path:
         save_spec(folder, spec)
         place = shelf / str(max(version_numbers(shelf), default=0) + 1)
         folder.rename(place)
+    keep_config(shelf, spec)
     return place
 
 

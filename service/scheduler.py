@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from service.batching import LANES, Lane, Limits, lone, next_lane, share
 from service.engine import EngineHost
-from service.errors import DeadlineExceeded, EngineFailed, EngineLost, Me5Error, ShuttingDown
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    EngineLost,
+    Me5Error,
+    Overloaded,
+    ShuttingDown,
+    UpstreamFailed,
+)
 from service.fair_queue import FairQueue
 from service.jobs import DrainRate, Job, LaneMetrics, Pending
 from service.metrics import Metrics
@@ -41,6 +49,7 @@ class Scheduler:
         engine_timeout_s: float,
         engine_failures: int,
         metrics: Metrics,
+        reopen_pause_max_s: float = REOPEN_PAUSE_MAX_S,
     ) -> None:
         self.limits = Limits(1)
         self.state: State = "starting"
@@ -50,11 +59,14 @@ class Scheduler:
         self._open = reopen
         self._engine_timeout_s = engine_timeout_s
         self._engine_failures = engine_failures
+        self._reopen_pause_max_s = reopen_pause_max_s
         self._metrics = metrics
         self._measured = {lane: LaneMetrics(metrics, lane) for lane in LANES}
         self._lanes: dict[Lane, FairQueue[Pending]] = {lane: FairQueue() for lane in LANES}
         self._running: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._jobs: set[Job] = set()
+        # What runs on a host that can leave a batch.
+        self._batches: dict[asyncio.Task[None], list[Pending]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_is_due = False
         # Whether texts of answered requests lie in the queue.
@@ -72,6 +84,11 @@ class Scheduler:
         for rate in self.rates.values():
             rate.begin(time.monotonic())
         self._pump_soon()
+
+    def wait_for_host(self, limits: Limits, how: str) -> None:
+        """Serve without a host: red readiness, requests answered with 503, until one can be opened."""
+        self.limits, self.state, self._closed_by = limits, "reopening", "EngineLost"
+        self._spawn(self._reopen(None, how), "reopen")
 
     def reserve(self, lane: Lane, client: str, tokens: int) -> None:
         """Count tokens as queued; negative ones give them back."""
@@ -130,6 +147,10 @@ class Scheduler:
         self._measured[job.lane].queue_tokens.dec(job.tokens)
         if job.done.cancelled():
             self._metrics.rejected_requests.labels("abandoned").inc()
+        if job.remaining > 0:
+            for task, batch in self._batches.items():
+                if all(pending.job.done.done() for pending in batch):
+                    task.cancel()
 
     def _expire(self, job: Job) -> None:
         if not job.done.done():
@@ -166,9 +187,10 @@ class Scheduler:
             queue = self._lanes[lane]
             batch = queue.take(share(self.limits, queue.tokens, free))
             self._running[lane] += 1
-            task = asyncio.create_task(self._run(self._host, lane, batch, wide))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = self._spawn(self._run(self._host, lane, batch, wide), "batch")
+            if self._host.cancels:
+                self._batches[task] = batch
+                task.add_done_callback(self._batches.pop)
 
     async def _run(self, host: EngineHost, lane: Lane, batch: list[Pending], wide: bool) -> None:
         started = time.monotonic()
@@ -187,6 +209,8 @@ class Scheduler:
             host.kill("it hung")
             self._fail(batch, EngineLost("the engine hung on a batch and is started again; send the request again"))
             self._lose(host, "it hung", "hung")
+        except (DeadlineExceeded, Overloaded, UpstreamFailed) as error:
+            self._refuse(batch, error)
         except EngineLost as error:
             log.error("batch of %d texts lost: %s", len(batch), error)
             self._fail(batch, EngineLost("the engine was lost and is started again; send the request again"))
@@ -214,6 +238,16 @@ class Scheduler:
         if self._failures >= self._engine_failures and self.state == "ready":
             self._lose(host, f"{self._failures} batches in a row failed", "failed")
             host.kill("its batches failed")
+
+    def _refuse(self, batch: list[Pending], error: DeadlineExceeded | Overloaded | UpstreamFailed) -> None:
+        """What an engine elsewhere says of a batch, for each request of it; the host goes on."""
+        for job in {id(pending.job): pending.job for pending in batch if not pending.job.done.done()}.values():
+            if isinstance(error, DeadlineExceeded):
+                self._expire(job)
+                continue
+            reason = "overloaded" if isinstance(error, Overloaded) else "engine_lost"
+            self._metrics.rejected_requests.labels(reason).inc()
+            job.fail(error)
 
     def _fail(self, batch: list[Pending], error: Me5Error) -> None:
         if isinstance(error, EngineLost):
@@ -268,17 +302,25 @@ class Scheduler:
             self._fail_all(EngineLost(f"the engine was lost: {how}"))
         elif self.state == "ready":
             self.state = "reopening"
-            task = asyncio.create_task(self._reopen(host, how), name="reopen")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._reopen(host, how), "reopen")
 
-    async def _reopen(self, old: EngineHost, how: str) -> None:
-        """What waits stays queued; where no engine can be opened, it gets 503, and so does what comes."""
-        # A channel closes a moment before it is known what the process died of.
-        await asyncio.wait({old.lost}, timeout=EPITAPH_TIMEOUT_S)
-        log.error("the engine is lost: %s", old.lost.result() if old.lost.done() else how)
-        await old.close()
-        pause_s = 1.0
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _reopen(self, old: EngineHost | None, how: str) -> None:
+        """What waits stays queued; where no engine can be opened, it gets 503, and so does what comes.
+
+        old: the host that was lost, or None where there was none yet.
+        """
+        if old is not None:
+            # A channel closes a moment before it is known what the process died of.
+            await asyncio.wait({old.lost}, timeout=EPITAPH_TIMEOUT_S)
+            log.error("the engine is lost: %s", old.lost.result() if old.lost.done() else how)
+            await old.close()
+        pause_s = min(1.0, self._reopen_pause_max_s)
         while True:
             try:
                 host = await self._open()
@@ -288,7 +330,7 @@ class Scheduler:
                 self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
                 self._fail_all(EngineLost("the engine failed and can't be reopened yet; send the request again"))
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, REOPEN_PAUSE_MAX_S)
+                pause_s = min(pause_s * 2, self._reopen_pause_max_s)
             else:
                 self._closed_by = None
                 self.state = "ready"

@@ -34,12 +34,17 @@ class Settings(BaseModel):
         Path(__file__).resolve().parent.parent / "model_repo", description="folder of model versions"
     )
 
-    engine: Literal["auto", "onnx", "openvino"] = Field("auto", description="what computes")
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field("auto", description="what it computes in")
+    engine: Literal["auto", "onnx", "openvino", "triton"] = Field("auto", description="what computes")
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto", description="what it computes in; of Triton it can only be said: fp32 unless given"
+    )
+    triton_urls: str = Field(
+        "", description="host:port of Triton's gRPC, or several, separated by commas; a name may have many addresses"
+    )
     device: Device = Field("auto", description="where ONNX Runtime computes")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine; 0 takes the cores of the cgroup")
     streams: int = Field(
-        0, ge=0, le=64, description="batches computed at a time under load; 0 takes one a core, up to 8"
+        0, ge=0, le=256, description="batches computed at a time under load; 0: one a core, up to 8; 16 with Triton"
     )
     cache_dir: Path | None = Field(
         Path(tempfile.gettempdir()) / "me5-cache", description="folder for optimised models; empty for none"
@@ -51,7 +56,9 @@ class Settings(BaseModel):
     max_inputs: int = Field(2048, ge=1, description="texts a request")
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="bytes a request body")
     max_batch_tokens: int = Field(
-        0, ge=0, description="padded tokens (rows × longest) a batch of several texts; 0: 256 on a CPU, 16384 on a GPU"
+        0,
+        ge=0,
+        description="padded tokens (rows × longest) a batch of several texts; 0: 384, on a GPU 16384, with Triton 2048",
     )
     max_queued_tokens: int = Field(200_000, ge=1, description="tokens waiting before requests are refused with 429")
 

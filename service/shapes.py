@@ -19,6 +19,9 @@ _ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 # than its last and 0.07 (int8 with VNNI), 0.11 (bf16) or 0.2 ms (fp32) a token: 70, 47 or 25 tokens.
 _BATCH_COST, _OPENVINO_BATCH_COST = 4, 32
 
+# Triton joins requests only where their shapes are the same, so there are few widths; its config.pbtxt warms them up.
+TRITON_WIDTHS = (32, 64, 128, 256, 512)
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -48,4 +51,7 @@ def shapes_of(engine: str, longest: int) -> Shapes:
     """What an engine is best given."""
     if engine == "openvino":
         return Shapes(longest, _OPENVINO_BATCH_COST, _WIDTHS, _ROWS)
+    if engine == "triton":
+        # Texts of two widths in one batch would all be as wide as the wider; Triton computes two batches at a time.
+        return Shapes(longest, 0, TRITON_WIDTHS)
     return Shapes(longest, _BATCH_COST)

@@ -21,17 +21,20 @@ LAYERS = [
     ["service.api.intake", "service.api.large_json"],
     ["service.api.json_split", "service.api.turns", "service.loop_lag"],
     ["service.embedder", "service.pull"],
+    ["service.opening_triton"],
     ["service.opening", "service.scheduler", "service.admission", "service.asking"],
+    ["service.engine_triton"],
+    ["service.triton_upstream"],
     ["service.model", "service.memory", "service.engine_process", "service.jobs"],
     ["service.fair_queue", "service.engine_worker"],
     ["service.engine"],
     ["service.engine_onnx", "service.engine_openvino"],
     ["service.engine_cache"],
     ["service.metrics", "service.settings"],
-    ["service.batching"],
+    ["service.batching", "service.triton_config"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
     ["service.processor", "service.shapes", "service.recipe.prompts", "service.recipe.pooling"],
-    ["service.errors"],
+    ["service.errors", "service.triton_errors"],
     ["service", "service.api", "service.recipe"],
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
@@ -42,6 +45,7 @@ HOMES = {
     "uvicorn": {"service.server", "service.http_protocol"},
     "onnxruntime": {"service.engine_onnx", "service.pull", "training"},
     "openvino": {"service.engine_openvino", "training"},
+    "tritonclient": {"service.triton_upstream"},
     "huggingface_hub": {"service.pull"},
     "typer": {"service.__main__", "training"},
     "prometheus_client": {"service.metrics", "service.api.ops"},
@@ -127,8 +131,8 @@ def test_heavy_packages_stay_in_their_one_home(package: str) -> None:
     assert not strays
 
 
-def test_training_takes_from_the_gateway_only_recipe_errors_and_the_engine() -> None:
-    allowed = {"service", "service.errors", "service.engine"}
+def test_training_takes_from_the_gateway_only_recipe_errors_the_engine_and_tritons_config() -> None:
+    allowed = {"service", "service.errors", "service.engine", "service.triton_config"}
     strays = {
         (module, name)
         for module, names in IMPORTS.items()

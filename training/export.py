@@ -22,6 +22,7 @@ from service.engine import open_engine
 from service.recipe.golden import Golden, GoldenItem, save_golden
 from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, TOKENIZER_FILE, ModelSpec, file_sha256, save_spec
 from service.recipe.tokens import load_tokenizer, pad
+from service.triton_config import keep_config
 from training.card_facts import read_figures
 from training.collection import Recipe, Run, Vectors, embed_collection
 from training.errors import ExportError
@@ -147,6 +148,7 @@ def export(
             raise ExportError(
                 f"the version has {total_bytes:,} bytes, allowed are {max_bytes:,}; try --weights int8, or fewer tokens"
             )
+    keep_config(target.parent, spec)
     return Exported(target, total_bytes, proof, parities, int8)
 
 

@@ -1,0 +1,259 @@
+"""NVIDIA Triton as an EngineHost: one or several of them, found by name, proved one by one, asked over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import Lane
+from service.errors import DeadlineExceeded, EngineFailed, EngineLost, Overloaded, SettingsError, UpstreamFailed
+from service.metrics import UpstreamMetrics
+from service.recipe.golden import Precision
+from service.triton_errors import goes_elsewhere
+from service.triton_upstream import BatchFailed, RemoteModel, Upstream
+
+log = logging.getLogger("me5.triton")
+
+# How often names are looked up again: a Triton that was added is asked after this at most.
+RESOLVE_EVERY_S = 5.0
+# How long opening waits for a first Triton; meanwhile requests wait in the queue.
+OPEN_WAIT_S = 1.0
+# What refused requests are told; Triton says nothing of when its queue has room.
+RETRY_AFTER_S = 1
+DEFAULT_PORT = 8001
+
+Proof = Callable[[Upstream], Awaitable[float]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where Tritons are: a name or an address, which may stand for many.   tls: whether they speak it."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+
+def targets_of(urls: str) -> list[Target]:
+    """ME5_TRITON_URLS as targets: `host:port`, `grpc://host:port` or `grpcs://host:port`, separated by commas."""
+    found = []
+    for url in filter(None, (part.strip() for part in urls.split(","))):
+        scheme, _, rest = url.rpartition("://")
+        host, _, port = rest.rpartition(":")
+        if not host:
+            host, port = rest, str(DEFAULT_PORT)
+        if scheme not in ("", "grpc", "grpcs") or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in rest:
+            raise SettingsError(
+                f"ME5_TRITON_URLS: {url!r} is not host:port, grpc://host:port or grpcs://host:port; "
+                "Triton's gRPC port is 8001 unless it was started otherwise"
+            )
+        found.append(Target(host.strip("[]"), int(port), scheme == "grpcs"))
+    if not found:
+        raise SettingsError("ME5_ENGINE=triton needs ME5_TRITON_URLS=host:8001, or several, separated by commas")
+    return found
+
+
+async def addresses_of(target: Target) -> list[str]:
+    """Every address behind a name, as `address:port`; none where it can't be looked up now.
+
+    IPv4 alone where there is any: one server that has both would be counted twice.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                target.host, target.port, family=family, type=socket.SOCK_STREAM
+            )
+        except OSError:
+            continue
+        hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+        return [f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}" for host in hosts]
+    return []
+
+
+class TritonHost:
+    """An EngineHost that spreads batches over the Tritons that are ready, and tries another one once.
+
+    Of Tritons it knows those that its names stand for now. `lost` resolves when none is ready.
+    """
+
+    name = "triton"
+    # Cancelling a run cancels its call, and leaves the others as they are.
+    cancels = True
+
+    def __init__(
+        self, targets: Sequence[Target], model: RemoteModel, streams: int, metrics: UpstreamMetrics, proof: Proof
+    ) -> None:
+        self.precision: Precision = model.precision
+        self.streams = streams
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._targets, self._model, self._metrics, self._proof = targets, model, metrics, proof
+        # Which Tritons there are, for people.
+        self.device = "none"
+        self._upstreams: dict[str, Upstream] = {}
+        self._found: dict[str, Target] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._turned = asyncio.Event()
+        self._was_ready = False
+        self._turn = 0
+        self._resolving = asyncio.create_task(self._resolve_for_ever(), name="resolve")
+
+    @property
+    def cosine(self) -> float:
+        """The smallest that a Triton was proved with."""
+        return min((upstream.cosine for upstream in self._upstreams.values() if upstream.ready), default=0.0)
+
+    @classmethod
+    async def open(
+        cls,
+        targets: Sequence[Target],
+        model: RemoteModel,
+        *,
+        streams: int,
+        metrics: UpstreamMetrics,
+        proof: Proof,
+        wait_s: float = OPEN_WAIT_S,
+    ) -> TritonHost:
+        """A host with one Triton that is ready at least. Raises EngineLost where none is in `wait_s`."""
+        host = cls(targets, model, streams, metrics, proof)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not host._ready():
+                    host._turned.clear()
+                    await host._turned.wait()
+        except TimeoutError as error:
+            why = host._reasons()
+            await host.close()
+            raise EngineLost(f"no Triton is ready: {why}") from error
+        except BaseException:
+            await host.close()
+            raise
+        return host
+
+    async def run(
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        unit: bool = True,
+        wide: bool = False,  # noqa: ARG002
+        deadline: float | None = None,
+        traceparent: str | None = None,
+    ) -> NDArray[np.float32]:
+        """As EngineHost says.
+
+        Also raises Overloaded, DeadlineExceeded, and UpstreamFailed where two were lost and there are more.
+        """
+        tried: set[str] = set()
+        while True:
+            upstream = self._choose(tried)
+            if upstream is None:
+                raise EngineLost(f"no Triton is ready: {self._reasons()}")
+            tried.add(upstream.name)
+            try:
+                return await upstream.run(rows, lane=lane, unit=unit, deadline=deadline, traceparent=traceparent)
+            except BatchFailed as failed:
+                log.log(
+                    logging.DEBUG if failed.outcome in ("rejected", "deadline") else logging.WARNING,
+                    "%s: a batch of %d texts is %s: %s",
+                    upstream.name,
+                    len(rows),
+                    failed.outcome,
+                    failed.message,
+                )
+                if len(tried) == 1 and goes_elsewhere(failed.outcome) and self._ready(tried):
+                    self._metrics.retries.inc()
+                    continue
+                raise self._error_of(failed, len(rows)) from failed
+
+    def kill(self, reason: str) -> None:
+        """As EngineHost says: Triton goes on, but nothing is asked of it through this."""
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    async def close(self) -> None:
+        """As EngineHost says."""
+        self._resolving.cancel()
+        upstreams = list(self._upstreams.values())
+        self._upstreams.clear()
+        await asyncio.gather(*(upstream.close() for upstream in upstreams), *self._leaving)
+        await asyncio.wait({self._resolving})
+        if not self.lost.done():
+            self.lost.cancel()
+
+    def _ready(self, besides: set[str] | None = None) -> list[Upstream]:
+        return [each for name, each in self._upstreams.items() if each.ready and name not in (besides or ())]
+
+    def _choose(self, tried: set[str]) -> Upstream | None:
+        """The one with the least to do, by turns among equals; the one that failed only where there is no other."""
+        self._turn += 1
+        found = self._ready(tried) or self._ready()
+        return min(
+            (found[(self._turn + place) % len(found)] for place in range(len(found))),
+            key=lambda upstream: upstream.in_flight,
+            default=None,
+        )
+
+    def _error_of(self, failed: BatchFailed, rows: int) -> Exception:
+        if failed.outcome == "rejected":
+            return Overloaded(
+                f"Model is overloaded: Triton's queue is full; try again in {RETRY_AFTER_S} s",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if failed.outcome == "deadline":
+            return DeadlineExceeded(waiting=rows, total=rows)
+        if failed.outcome == "lost":
+            if self._ready():
+                return UpstreamFailed("the Triton that had this request was lost; send the request again")
+            return EngineLost(f"no Triton is ready: {self._reasons()}")
+        return EngineFailed(failed.message)
+
+    def _reasons(self) -> str:
+        if not self._upstreams:
+            names = ", ".join(f"{target.host}:{target.port}" for target in self._targets)
+            return f"{names} has no address yet; is ME5_TRITON_URLS right?"
+        return "; ".join(f"{name}: {each.reason or 'ready'}" for name, each in sorted(self._upstreams.items()))
+
+    def _on_change(self) -> None:
+        self._turned.set()
+        ready = bool(self._ready())
+        if self._was_ready and not ready and not self.lost.done():
+            self.lost.set_result(f"no Triton is ready: {self._reasons()}")
+        self._was_ready = self._was_ready or ready
+
+    async def _resolve_for_ever(self) -> None:
+        while True:
+            found: dict[str, Target] = {}
+            for target in self._targets:
+                addresses = await addresses_of(target)
+                if not addresses:
+                    # A name server that fails for a moment takes no Triton away.
+                    found |= {name: target for name, one in self._found.items() if one == target}
+                found |= dict.fromkeys(addresses, target)
+            self._take(found)
+            await asyncio.sleep(RESOLVE_EVERY_S if found else RESOLVE_EVERY_S / 10)
+
+    def _take(self, found: dict[str, Target]) -> None:
+        """Begin with what is new, and let go of what is gone."""
+        self._found, self.device = found, ", ".join(sorted(found)) or "none"
+        for name in set(self._upstreams) - set(found):
+            log.info("%s is gone from its name", name)
+            leaving = asyncio.create_task(self._upstreams.pop(name).retire())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        for name in sorted(set(found) - set(self._upstreams)):
+            self._upstreams[name] = Upstream(
+                name,
+                name,
+                self._model,
+                self._metrics,
+                tls_host=found[name].host if found[name].tls else None,
+                proof=self._proof,
+                changed=self._on_change,
+            )
+        self._on_change()
