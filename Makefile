@@ -25,10 +25,13 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
+# What builds and runs containers in the tests, on Debian.
+CONTAINER_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
+  containernetworking-plugins golang-github-containers-common
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-containers check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -42,6 +45,12 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
+
+test-containers: $(TEST_STAMP)  ## the images and compose files, by podman; as root on Debian it installs what that takes
+	$(PIP) -e '.[containers]'
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CONTAINER_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); fi
+	$(BIN)/python -m pytest -rs -s tests/test_container_files.py tests/test_containers.py tests/test_compose_stack.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -43,6 +43,9 @@ STORAGE_CONF = """\
 driver = "overlay"
 graphroot = "{store}/storage"
 runroot = "{store}/run"
+[storage.options.overlay]
+# Else a mount outlives the tests, and `make clean` can't remove the folder.
+skip_mount_home = "true"
 """
 
 
