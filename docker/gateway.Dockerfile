@@ -6,12 +6,14 @@
 # The second one has no engine of its own and serves with ME5_ENGINE=triton alone.
 
 FROM python:3.11-slim AS build
-ARG EXTRAS=cpu,openvino,triton
 WORKDIR /build
 COPY pyproject.toml constraints.txt docker/requirements.py ./
-# pip and setuptools stay behind, in this stage.
-RUN python requirements.py "$EXTRAS" > requirements.txt \
+# pip and setuptools stay behind, in this stage. What every gateway needs comes first, for images of all EXTRAS.
+RUN python requirements.py > requirements.txt \
     && python -m venv --without-pip /opt/me5 \
+    && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+ARG EXTRAS=cpu,openvino,triton
+RUN python requirements.py "$EXTRAS" > requirements.txt \
     && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
 # OpenVINO's plugins for other devices and its readers of other formats: 75 MB that nothing here opens.
 RUN for part in intel_gpu_plugin intel_npu_plugin gguf_frontend jax_frontend paddle_frontend pytorch_frontend \

@@ -23,4 +23,5 @@ def requirements(project: dict[str, object], extras: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     table = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    print("\n".join(requirements(table, [name.strip() for name in sys.argv[1].split(",") if name.strip()])))
+    names = ",".join(sys.argv[1:]).split(",")
+    print("\n".join(requirements(table, [name.strip() for name in names if name.strip()])))

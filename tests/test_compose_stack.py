@@ -170,7 +170,8 @@ def test_the_whole_stack_under_load_takes_less_than_8_gigabytes(stack: Stack) ->
         time.sleep(3)
         rows = json.loads(run("podman", "stats", "--no-stream", "--format", "json"))
         assert set(loading.result()) == {200}
-    used = {row["name"].split("_")[1]: bytes_of(row["mem_usage"]) for row in rows if row["name"].startswith(stack.project)}
+    ours = [row for row in rows if row["name"].startswith(stack.project)]
+    used = {row["name"].split("_")[1]: bytes_of(row["mem_usage"]) for row in ours}
     assert set(used) == set(STARTED)
     print("\nMB under load:", {name: round(size / 1e6) for name, size in used.items()}, round(sum(used.values()) / 1e6))
     assert sum(used.values()) < MACHINE_BYTES
@@ -185,13 +186,19 @@ def bytes_of(usage: str) -> float:
     raise AssertionError(f"podman says {usage!r}")
 
 
-def test_a_triton_that_goes_and_comes_back_is_seen_within_seconds(stack: Stack) -> None:
+def test_a_triton_that_goes_sets_alerts_off_and_is_used_again_when_it_is_back(stack: Stack) -> None:
     run("podman", "stop", "-t", "40", stack.container("triton"))
     red = wait_until(stack, "the gateway is not ready", lambda: not stack.ready())
     reason = stack.get("gateway", "/readyz").json()["reason"]
+
+    def alerts() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in stack.get("alertmanager", "/api/v2/alerts").json()}
+
+    told = wait_until(stack, "the alerts arrive", lambda: {"Me5Unavailable", "Me5AllUpstreamsDown"} <= alerts())
     run("podman", "start", stack.container("triton"))
     green = wait_until(stack, "the gateway is ready again", stack.ready)
-    print(f"\nred {red:.1f} s after Triton was gone ({reason}), green {green:.1f} s after it was started")
+    print(f"\nTriton gone: red after {red:.1f} s ({reason}), alerts after {told:.0f} s more")
+    print(f"Triton started: green after {green:.1f} s")
     assert golden_cosine(stack.url("gateway")) > 0.99
 
 

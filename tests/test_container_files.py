@@ -1,4 +1,4 @@
-"""The Dockerfiles and compose files, as files: linted, of the right schema, and agreeing with the gateway's settings."""
+"""Dockerfiles and compose files, as files: linted, of the right schema, in agreement with the gateway's settings."""
 
 from __future__ import annotations
 
