@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import httpx
-import numpy as np
 import pytest
 from containers import PYTHON_IMAGE, ROOT, attempt, build, containers_missing, make_python_base, run
-from gateway_process import MODEL_REPO, SHIPPED_MODEL, free_port
-
-from service.model import find_version
-from service.recipe.golden import load_golden, prove
-from service.recipe.prompts import format_text
-from service.recipe.spec import load_spec
+from gateway_process import free_port
+from golden_answers import golden_cosine
 
 pytestmark = [
     pytest.mark.skipif(containers_missing() is not None, reason=str(containers_missing())),
@@ -73,17 +68,6 @@ def started(image: str, *options: str) -> Iterator[Container]:
         yield Container(name, f"http://127.0.0.1:{port}", begin)
     finally:
         attempt("podman", "rm", "-f", "-t", "0", name)
-
-
-def golden_cosine(url: str) -> float:
-    """The least cosine of what a gateway answers to the golden vectors of the training model. Raises GoldenMismatch."""
-    folder = find_version(SHIPPED_MODEL, MODEL_REPO)
-    golden, spec = load_golden(folder / "golden.json"), load_spec(folder, verify=False)
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        texts = [format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items]
-        answer = client.post("/embed", json={"inputs": texts})
-        assert answer.status_code == 200, answer.text
-        return prove(golden, np.array(answer.json(), dtype=np.float32), client.get("/info").json()["precision"])
 
 
 def size_of(image: str) -> int:
