@@ -13,8 +13,8 @@ from uuid import uuid4
 import httpx
 import pytest
 from containers import PYTHON_IMAGE, ROOT, attempt, build, containers_missing, make_python_base, run
+from gateway_from_outside import golden_cosine, wait_for_work
 from gateway_process import free_port
-from golden_answers import golden_cosine
 
 pytestmark = [
     pytest.mark.skipif(containers_missing() is not None, reason=str(containers_missing())),
@@ -149,9 +149,9 @@ def test_the_health_check_follows_readiness(image: str) -> None:
 
 def test_sigterm_lets_accepted_requests_finish_and_ends_with_0(image: str) -> None:
     answers: list[httpx.Response] = []
-    with started(image, "-e", "ME5_THREADS=1", "-e", "ME5_MAX_QUEUED_TOKENS=2000000") as found:
+    with started(image, "-e", "ME5_THREADS=1", "-e", "ME5_SHUTDOWN_S=40") as found:
         found.ready_after()
-        body = {"inputs": ["passage: " + "long " * 500] * 300}
+        body = {"inputs": ["passage: " + "long " * 500] * 100}
 
         def ask() -> None:
             answers.append(httpx.post(f"{found.url}/embed", json=body, timeout=60, trust_env=False))
@@ -163,18 +163,6 @@ def test_sigterm_lets_accepted_requests_finish_and_ends_with_0(image: str) -> No
         code = found.stop()
         asking.join()
         assert (code, [answer.status_code for answer in answers]) == (0, [200]), found.log()
-
-
-def wait_for_work(url: str) -> None:
-    """Until a batch is computed."""
-    give_up = time.monotonic() + 30
-    while time.monotonic() < give_up:
-        page = httpx.get(f"{url}/metrics", timeout=5, trust_env=False).text
-        counts = [line for line in page.splitlines() if line.startswith("me5_batch_size_count")]
-        if any(float(line.split()[-1]) > 0 for line in counts):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no batch was computed\n{page}")
 
 
 def test_sigterm_while_the_model_is_opened_ends_the_container_at_once(image: str) -> None:

@@ -1,6 +1,8 @@
-"""The golden proof from outside: a gateway's answers over HTTP against the vectors of the training model."""
+"""What can be asked of a gateway that runs elsewhere, over HTTP alone: the golden proof, and whether it is at work."""
 
 from __future__ import annotations
+
+import time
 
 import httpx
 import numpy as np
@@ -21,3 +23,15 @@ def golden_cosine(url: str) -> float:
         answer = client.post("/embed", json={"inputs": texts})
         assert answer.status_code == 200, answer.text
         return prove(golden, np.array(answer.json(), dtype=np.float32), client.get("/info").json()["precision"])
+
+
+def wait_for_work(url: str) -> None:
+    """Until tokens wait for the engine."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        page = httpx.get(f"{url}/metrics", timeout=5, trust_env=False).text
+        waiting = [line for line in page.splitlines() if line.startswith("me5_queue_tokens{")]
+        if any(float(line.split()[-1]) > 0 for line in waiting):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing waits for the engine\n{page}")
