@@ -99,7 +99,11 @@ def stack() -> Iterator[Stack]:
         print(f"\nthe stack is ready {time.monotonic() - begin:.1f} s after `up`")
         yield found
     finally:
-        found.compose("down", "-v", "-t", "5")
+        # All that carries the project's label: `down` alone leaves what was scaled up, or half begun.
+        label = f"label=io.podman.compose.project={found.project}"
+        for name in run("podman", "ps", "-aq", "--filter", label).split():
+            attempt("podman", "rm", "-f", "-t", "0", name)
+        found.compose("down", "-v")
 
 
 def load(stack: Stack, *, seconds: float, clients: int = 8) -> list[tuple[int, float]]:

@@ -18,6 +18,14 @@ COMPOSE = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path 
 # What starts by itself; compose.gpu.yaml goes on top of compose.yaml.
 WHOLE = {name: config for name, config in COMPOSE.items() if name != "compose.gpu.yaml"}
 SERVICES = [(name, service) for name, config in WHOLE.items() for service in config["services"]]
+VARIABLES = {PREFIX + field.upper() for field in Settings.model_fields}
+# What says how a gateway computes, where it does not; and where Triton is, where there is none.
+ELSEWHERE = {
+    "compose.yaml": {"ME5_CACHE_DIR", "ME5_DEVICE", "ME5_THREADS"},
+    "compose.single.yaml": {"ME5_DEVICE", "ME5_TRITON_URLS"},
+}
+# Of pyproject.toml: those of other work than serving, and the one for GPUs in place of `cpu`.
+NOT_IN_THE_IMAGE = {"containers", "dev", "gpu", "mteb", "optimum", "training"}
 MACHINE_BYTES = 8 * 2**30
 
 
@@ -103,7 +111,14 @@ def test_the_limits_of_all_services_fit_into_eight_gigabytes(name: str) -> None:
 @pytest.mark.parametrize("name", COMPOSE)
 def test_every_variable_handed_to_the_gateway_is_a_setting(name: str) -> None:
     handed = COMPOSE[name]["services"]["gateway"]["environment"]
-    assert set(handed) <= {PREFIX + field.upper() for field in Settings.model_fields}
+    assert set(handed) <= VARIABLES
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_setting_of_the_gateway_can_be_set_from_outside(name: str) -> None:
+    # Inside, the address, the port and the place of the models are the container's own.
+    fixed = {"ME5_HOST", "ME5_PORT", "ME5_MODEL_REPO"} | ELSEWHERE[name]
+    assert VARIABLES - set(COMPOSE[name]["services"]["gateway"]["environment"]) == fixed
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -126,14 +141,51 @@ def test_the_gateway_asks_triton_at_the_port_it_listens_on() -> None:
     assert f"--grpc-port={port}" in services[host]["command"][-1]
 
 
-def test_an_image_asks_for_extras_that_there_are() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    asked = {path.name: re.findall(r"^ARG EXTRAS=(.+)$", path.read_text(), re.MULTILINE) for path in DOCKERFILES}
-    asked |= {
-        name: [config["services"]["gateway"]["build"]["args"]["EXTRAS"]]
-        for name, config in WHOLE.items()
-        if "args" in config["services"]["gateway"]["build"]
-    }
-    for name, lists in asked.items():
-        assert len(lists) == 1, name
-        assert set(lists[0].split(",")) <= set(extras), name
+def extras_of(path: Path) -> set[str]:
+    """The default of a Dockerfile's EXTRAS."""
+    found = re.findall(r"^ARG EXTRAS=(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == 1, path
+    return set(found[0].split(","))
+
+
+def test_the_images_have_the_extras_of_their_work() -> None:
+    extras = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
+    gateway, training = (extras_of(ROOT / "docker" / f"{name}.Dockerfile") for name in ("gateway", "training"))
+    assert gateway == extras - NOT_IN_THE_IMAGE
+    assert {"training", "cpu"} <= training <= extras
+    without_engine = COMPOSE["compose.yaml"]["services"]["gateway"]["build"]["args"]["EXTRAS"].split(",")
+    assert set(without_engine) == gateway - {"cpu", "openvino"}
+
+
+def test_the_gateway_is_stopped_before_the_triton_that_it_asks() -> None:
+    assert COMPOSE["compose.yaml"]["services"]["gateway"]["depends_on"] == ["triton"]
+
+
+def test_grafana_finds_its_dashboards_and_its_prometheus() -> None:
+    provisioning = ROOT / "docker" / "grafana" / "provisioning"
+    read = {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in provisioning.glob("*/*.yml")}
+    services = COMPOSE["compose.yaml"]["services"]
+    mounts = dict(reversed(volume.split(":")[:2]) for volume in services["grafana"]["volumes"])
+    folder = mounts[read["dashboards"]["providers"][0]["options"]["path"]]
+    home = Path(services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert mounts[str(home.parent)] == folder
+    assert (ROOT / folder / home.name).is_file()
+    host, port = read["datasources"]["datasources"][0]["url"].removeprefix("http://").split(":")
+    assert services[host]["ports"][0].endswith(f":{port}")
+
+
+def test_prometheus_asks_services_that_there_are() -> None:
+    config = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    names = [
+        name for job in config["scrape_configs"] for found in job.get("dns_sd_configs", []) for name in found["names"]
+    ]
+    managers = [
+        target.split(":")[0]
+        for group in config["alerting"]["alertmanagers"]
+        for found in group["static_configs"]
+        for target in found["targets"]
+    ]
+    assert {"gateway", "triton"} <= set(names)
+    assert {*names, *managers} <= set(COMPOSE["compose.yaml"]["services"])
