@@ -31,7 +31,7 @@ CONTAINER_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap 
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-containers check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton container-tools test-containers test-training-image check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -46,11 +46,16 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
-test-containers: $(TEST_STAMP)  ## the images and compose files, by podman; as root on Debian it installs what that takes
+container-tools: $(TEST_STAMP)  ## what builds, runs and checks containers; by apt where this is root on Debian
 	$(PIP) -e '.[containers]'
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CONTAINER_PACKAGES) >/dev/null 2>&1; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); fi
+
+test-containers: container-tools  ## images and compose files: linted, built on substitutes, run, driven end to end
 	$(BIN)/python -m pytest -rs -s tests/test_container_files.py tests/test_containers.py tests/test_compose_stack.py
+
+test-training-image: container-tools  ## the training image too: gigabytes and minutes
+	TRAINING_IMAGE=1 TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -rs -s tests/test_training_image.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -119,6 +119,11 @@ def build(dockerfile: Path, tags: Sequence[str], *, context: Path = ROOT, **argu
     )
 
 
+def image_size(image: str) -> int:
+    """Bytes, unpacked."""
+    return int(run("podman", "image", "inspect", "--format", "{{.Size}}", image))
+
+
 def make_python_base() -> None:
     """Debian with its Python under the name of the public image, once in the life of the store."""
     if attempt("podman", "image", "exists", PYTHON_IMAGE).returncode == 0:

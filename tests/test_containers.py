@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from containers import PYTHON_IMAGE, ROOT, attempt, build, containers_missing, make_python_base, run
+from containers import PYTHON_IMAGE, ROOT, attempt, build, containers_missing, image_size, make_python_base, run
 from gateway_from_outside import golden_cosine, wait_for_work
 from gateway_process import free_port
 
@@ -70,11 +70,6 @@ def started(image: str, *options: str) -> Iterator[Container]:
         attempt("podman", "rm", "-f", "-t", "0", name)
 
 
-def size_of(image: str) -> int:
-    """Bytes, unpacked."""
-    return int(run("podman", "image", "inspect", "--format", "{{.Size}}", image))
-
-
 def in_image(image: str, script: str) -> str:
     """What a shell in the image says."""
     return run("podman", "run", "--rm", "--network", "none", *HARDENED, "--entrypoint", "sh", image, "-c", script)
@@ -97,7 +92,7 @@ def container(image: str) -> Iterator[Container]:
 
 
 def test_the_image_is_small_and_has_neither_torch_nor_a_compiler(image: str) -> None:
-    added = size_of(image) - size_of(PYTHON_IMAGE)
+    added = image_size(image) - image_size(PYTHON_IMAGE)
     print(f"\ngateway image: {added / 1e6:.0f} MB on top of its base")
     assert added < 500e6
     found = in_image(image, "which gcc g++ cc c++ clang make ld; python -c 'import torch' 2>&1 | tail -n 1; true")
@@ -106,7 +101,7 @@ def test_the_image_is_small_and_has_neither_torch_nor_a_compiler(image: str) -> 
 
 def test_the_image_for_triton_has_no_engine_and_is_smaller(image: str) -> None:
     build(ROOT / "docker" / "gateway.Dockerfile", [TRITON_ONLY], EXTRAS="triton")
-    added, whole = (size_of(name) - size_of(PYTHON_IMAGE) for name in (TRITON_ONLY, image))
+    added, whole = (image_size(name) - image_size(PYTHON_IMAGE) for name in (TRITON_ONLY, image))
     print(f"\ngateway image for Triton: {added / 1e6:.0f} MB on top of its base")
     assert added < 0.6 * whole
     found = in_image(TRITON_ONLY, "ls /opt/me5/lib/python3.*/site-packages")
