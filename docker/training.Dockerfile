@@ -10,14 +10,14 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 ARG TORCH_INDEX=
-ARG EXTRAS=cpu,openvino,training
 WORKDIR /build
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 # torch first and by itself: a build for CPUs alone satisfies what the other packages ask for.
-RUN python requirements.py "$EXTRAS" > requirements.txt \
-    && python -m venv --without-pip --system-site-packages /opt/me5 \
+RUN python -m venv --without-pip --system-site-packages /opt/me5 \
     && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt \
-        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 'torch>=2.5,<2.14' \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 'torch>=2.5,<2.14'
+ARG EXTRAS=cpu,openvino,training
+RUN python requirements.py "$EXTRAS" > requirements.txt \
     && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
 
 FROM ${BASE}

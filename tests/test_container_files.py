@@ -114,6 +114,13 @@ def test_every_variable_handed_to_the_gateway_is_a_setting(name: str) -> None:
     assert set(handed) <= VARIABLES
 
 
+@pytest.mark.parametrize("name", COMPOSE)
+def test_a_variable_of_a_compose_file_with_our_prefix_is_a_setting_too(name: str) -> None:
+    # In a shell that has it set, the gateway would refuse any other.
+    used = re.findall(r"\$\{(ME5_\w+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert set(used) <= VARIABLES
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_setting_of_the_gateway_can_be_set_from_outside(name: str) -> None:
     # Inside, the address, the port and the place of the models are the container's own.
