@@ -130,7 +130,7 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 # torch first and by itself: a CPU build satisfies what the other packages ask for.
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
-	$(PIP) -e '.[cpu,openvino,triton,training,mteb,dev]'
+	$(PIP) -e '.[cpu,openvino,triton,tracing,training,mteb,dev]'
 	touch $@
 
 $(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import REOPEN_PAUSE_MAX_S, Scheduler
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    # Its package is there only where Triton is the engine.
+    from service.engine_triton import TritonPool
+    from service.tracing import Tracing
 
 log = logging.getLogger("me5.embedder")
 
@@ -76,6 +81,7 @@ class Embedder:
         self._open_host = open_host
         self._choice: Choice | None = None
         # Of a gateway whose engine is elsewhere.
+        self._pool: TritonPool | None = None
         self._upstreams = UpstreamMetrics(metrics.registry) if settings.engine == "triton" else None
         if self._upstreams is not None:
             check_triton(settings, self.model)
@@ -165,6 +171,10 @@ class Embedder:
             "golden_source": self.model.golden.source,
         }
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Have the batches traced that carry traced requests."""
+        self._scheduler.trace_batch = tracing.batch
+
     def refuse_all(self) -> None:
         """Answer every request that waits, and every one that comes, with ShuttingDown."""
         self._scheduler.refuse_all()
@@ -172,6 +182,8 @@ class Embedder:
     async def stop(self) -> None:
         """End the scheduler and the threads; requests that still wait get ShuttingDown."""
         await self._scheduler.stop()
+        if self._pool is not None:
+            await self._pool.close()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     def not_ready(self) -> str | None:
@@ -193,6 +205,14 @@ class Embedder:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.observe(tokenize_s)
+        if ask.trace is not None:
+            ask.trace.tokenised(
+                started,
+                tokenize_s,
+                role=role_label(roles),
+                tokens=[len(item.ids) for item in tokens],
+                truncated=sum(item.truncated for item in tokens),
+            )
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
@@ -207,8 +227,11 @@ class Embedder:
             vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
+            trace=ask.trace,
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
+        if ask.trace is not None:
+            ask.trace.queued(time.monotonic(), lane, len(tokens))
         try:
             await job.done
         except Me5Error:
@@ -312,10 +335,11 @@ class Embedder:
     async def _open_again(self) -> EngineHost:
         """A fresh engine in place of one that was lost, proved without the scheduler, which waits for it."""
         if self._upstreams is not None:
-            from service.opening_triton import open_triton
+            from service.opening_triton import open_host, open_pool
 
-            remote = await open_triton(self.settings, self.model, self._upstreams)
-            self.engine, self.proof_cosine = remote, remote.cosine
+            self._pool = self._pool or await open_pool(self.settings, self.model, self._upstreams)
+            remote = await open_host(self._pool)
+            self.engine, self.proof_cosine = remote, self._pool.cosine
             self._announce()
             return remote
         assert self._choice is not None

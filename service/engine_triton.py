@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Lane
-from service.errors import DeadlineExceeded, EngineFailed, EngineLost, Overloaded, SettingsError, UpstreamFailed
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    EngineLost,
+    Me5Error,
+    Overloaded,
+    SettingsError,
+    UpstreamFailed,
+)
 from service.metrics import UpstreamMetrics
 from service.recipe.golden import Precision
 from service.triton_errors import goes_elsewhere
@@ -22,8 +30,6 @@ log = logging.getLogger("me5.triton")
 
 # How often names are looked up again: a Triton that was added is asked after this at most.
 RESOLVE_EVERY_S = 5.0
-# How long opening waits for a first Triton; meanwhile requests wait in the queue.
-OPEN_WAIT_S = 1.0
 # What refused requests are told; Triton says nothing of when its queue has room.
 RETRY_AFTER_S = 1
 DEFAULT_PORT = 8001
@@ -76,30 +82,25 @@ async def addresses_of(target: Target) -> list[str]:
     return []
 
 
-class TritonHost:
-    """An EngineHost that spreads batches over the Tritons that are ready, and tries another one once.
+class TritonPool:
+    """The Tritons that some names stand for now, each asked again and again whether it is ready.
 
-    Of Tritons it knows those that its names stand for now. `lost` resolves when none is ready.
+    It outlives its hosts: a proof takes the time it takes, however often the gateway asks for a host meanwhile.
     """
-
-    name = "triton"
-    # Cancelling a run cancels its call, and leaves the others as they are.
-    cancels = True
 
     def __init__(
         self, targets: Sequence[Target], model: RemoteModel, streams: int, metrics: UpstreamMetrics, proof: Proof
     ) -> None:
         self.precision: Precision = model.precision
         self.streams = streams
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.retries = metrics.retries
+        # The host that is told when none is ready any more.
+        self.on_none_ready: Callable[[str], None] | None = None
         self._targets, self._model, self._metrics, self._proof = targets, model, metrics, proof
-        # Which Tritons there are, for people.
-        self.device = "none"
         self._upstreams: dict[str, Upstream] = {}
         self._found: dict[str, Target] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._turned = asyncio.Event()
-        self._was_ready = False
         self._turn = 0
         self._resolving = asyncio.create_task(self._resolve_for_ever(), name="resolve")
 
@@ -108,32 +109,96 @@ class TritonHost:
         """The smallest that a Triton was proved with."""
         return min((upstream.cosine for upstream in self._upstreams.values() if upstream.ready), default=0.0)
 
-    @classmethod
-    async def open(
-        cls,
-        targets: Sequence[Target],
-        model: RemoteModel,
-        *,
-        streams: int,
-        metrics: UpstreamMetrics,
-        proof: Proof,
-        wait_s: float = OPEN_WAIT_S,
-    ) -> TritonHost:
-        """A host with one Triton that is ready at least. Raises EngineLost where none is in `wait_s`."""
-        host = cls(targets, model, streams, metrics, proof)
+    async def wait_until_ready(self, wait_s: float) -> None:
+        """Return once a Triton is ready. Raises EngineLost where none is in `wait_s`."""
         try:
             async with asyncio.timeout(wait_s):
-                while not host._ready():
-                    host._turned.clear()
-                    await host._turned.wait()
+                while not self.ready():
+                    self._turned.clear()
+                    await self._turned.wait()
         except TimeoutError as error:
-            why = host._reasons()
-            await host.close()
-            raise EngineLost(f"no Triton is ready: {why}") from error
-        except BaseException:
-            await host.close()
-            raise
-        return host
+            raise EngineLost(f"no Triton is ready: {self.reasons()}") from error
+
+    def ready(self, besides: set[str] | None = None) -> list[Upstream]:
+        """Those that may be asked."""
+        return [each for name, each in self._upstreams.items() if each.ready and name not in (besides or ())]
+
+    def choose(self, tried: set[str]) -> Upstream | None:
+        """The one with the least to do, by turns among equals; one that was tried only where there is no other."""
+        self._turn += 1
+        found = self.ready(tried) or self.ready()
+        return min(
+            (found[(self._turn + place) % len(found)] for place in range(len(found))),
+            key=lambda upstream: upstream.in_flight,
+            default=None,
+        )
+
+    def reasons(self) -> str:
+        """Why each is not ready, for the log."""
+        if not self._upstreams:
+            names = ", ".join(f"{target.host}:{target.port}" for target in self._targets)
+            return f"{names} has no address yet; is ME5_TRITON_URLS right?"
+        return "; ".join(f"{name}: {each.reason or 'ready'}" for name, each in sorted(self._upstreams.items()))
+
+    async def close(self) -> None:
+        """Let go of all of them."""
+        self._resolving.cancel()
+        await asyncio.wait({self._resolving})
+        upstreams = list(self._upstreams.values())
+        self._upstreams.clear()
+        await asyncio.gather(*(upstream.close() for upstream in upstreams), *self._leaving)
+
+    def _on_change(self) -> None:
+        self._turned.set()
+        if self.on_none_ready is not None and not self.ready():
+            self.on_none_ready(f"no Triton is ready: {self.reasons()}")
+
+    async def _resolve_for_ever(self) -> None:
+        while True:
+            found: dict[str, Target] = {}
+            for target in self._targets:
+                addresses = await addresses_of(target)
+                if not addresses:
+                    # A name server that fails for a moment takes no Triton away.
+                    found |= {name: target for name, one in self._found.items() if one == target}
+                found |= dict.fromkeys(addresses, target)
+            self._take(found)
+            await asyncio.sleep(RESOLVE_EVERY_S if found else RESOLVE_EVERY_S / 10)
+
+    def _take(self, found: dict[str, Target]) -> None:
+        """Begin with what is new, and let go of what is gone."""
+        self._found = found
+        for name in set(self._upstreams) - set(found):
+            log.info("%s is gone from its name", name)
+            leaving = asyncio.create_task(self._upstreams.pop(name).retire())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        for name in sorted(set(found) - set(self._upstreams)):
+            self._upstreams[name] = Upstream(
+                name,
+                self._model,
+                self._metrics,
+                tls_host=found[name].host if found[name].tls else None,
+                proof=self._proof,
+                changed=self._on_change,
+            )
+        self._on_change()
+
+
+class TritonHost:
+    """An EngineHost that spreads batches over a pool's Tritons. `lost` resolves when none is ready."""
+
+    name = "triton"
+    device = "remote"
+    # Cancelling a run cancels its call, and leaves the others as they are.
+    cancels = True
+
+    def __init__(self, pool: TritonPool) -> None:
+        self.precision = pool.precision
+        self.streams = pool.streams
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._pool = pool
+        pool.on_none_ready = self.kill
 
     async def run(
         self,
@@ -151,23 +216,17 @@ class TritonHost:
         """
         tried: set[str] = set()
         while True:
-            upstream = self._choose(tried)
+            upstream = self._pool.choose(tried)
             if upstream is None:
-                raise EngineLost(f"no Triton is ready: {self._reasons()}")
+                raise EngineLost(f"no Triton is ready: {self._pool.reasons()}")
             tried.add(upstream.name)
             try:
                 return await upstream.run(rows, lane=lane, unit=unit, deadline=deadline, traceparent=traceparent)
             except BatchFailed as failed:
-                log.log(
-                    logging.DEBUG if failed.outcome in ("rejected", "deadline") else logging.WARNING,
-                    "%s: a batch of %d texts is %s: %s",
-                    upstream.name,
-                    len(rows),
-                    failed.outcome,
-                    failed.message,
-                )
-                if len(tried) == 1 and goes_elsewhere(failed.outcome) and self._ready(tried):
-                    self._metrics.retries.inc()
+                level = logging.DEBUG if failed.outcome in ("rejected", "deadline") else logging.WARNING
+                log.log(level, "%s: %d texts are %s: %s", upstream.name, len(rows), failed.outcome, failed.message)
+                if len(tried) == 1 and goes_elsewhere(failed.outcome) and self._pool.ready(tried):
+                    self._pool.retries.inc()
                     continue
                 raise self._error_of(failed, len(rows)) from failed
 
@@ -177,29 +236,12 @@ class TritonHost:
             self.lost.set_result(reason)
 
     async def close(self) -> None:
-        """As EngineHost says."""
-        self._resolving.cancel()
-        upstreams = list(self._upstreams.values())
-        self._upstreams.clear()
-        await asyncio.gather(*(upstream.close() for upstream in upstreams), *self._leaving)
-        await asyncio.wait({self._resolving})
+        """As EngineHost says; the pool goes on looking."""
+        self._pool.on_none_ready = None
         if not self.lost.done():
             self.lost.cancel()
 
-    def _ready(self, besides: set[str] | None = None) -> list[Upstream]:
-        return [each for name, each in self._upstreams.items() if each.ready and name not in (besides or ())]
-
-    def _choose(self, tried: set[str]) -> Upstream | None:
-        """The one with the least to do, by turns among equals; the one that failed only where there is no other."""
-        self._turn += 1
-        found = self._ready(tried) or self._ready()
-        return min(
-            (found[(self._turn + place) % len(found)] for place in range(len(found))),
-            key=lambda upstream: upstream.in_flight,
-            default=None,
-        )
-
-    def _error_of(self, failed: BatchFailed, rows: int) -> Exception:
+    def _error_of(self, failed: BatchFailed, rows: int) -> Me5Error:
         if failed.outcome == "rejected":
             return Overloaded(
                 f"Model is overloaded: Triton's queue is full; try again in {RETRY_AFTER_S} s",
@@ -208,52 +250,7 @@ class TritonHost:
         if failed.outcome == "deadline":
             return DeadlineExceeded(waiting=rows, total=rows)
         if failed.outcome == "lost":
-            if self._ready():
+            if self._pool.ready():
                 return UpstreamFailed("the Triton that had this request was lost; send the request again")
-            return EngineLost(f"no Triton is ready: {self._reasons()}")
+            return EngineLost(f"no Triton is ready: {self._pool.reasons()}")
         return EngineFailed(failed.message)
-
-    def _reasons(self) -> str:
-        if not self._upstreams:
-            names = ", ".join(f"{target.host}:{target.port}" for target in self._targets)
-            return f"{names} has no address yet; is ME5_TRITON_URLS right?"
-        return "; ".join(f"{name}: {each.reason or 'ready'}" for name, each in sorted(self._upstreams.items()))
-
-    def _on_change(self) -> None:
-        self._turned.set()
-        ready = bool(self._ready())
-        if self._was_ready and not ready and not self.lost.done():
-            self.lost.set_result(f"no Triton is ready: {self._reasons()}")
-        self._was_ready = self._was_ready or ready
-
-    async def _resolve_for_ever(self) -> None:
-        while True:
-            found: dict[str, Target] = {}
-            for target in self._targets:
-                addresses = await addresses_of(target)
-                if not addresses:
-                    # A name server that fails for a moment takes no Triton away.
-                    found |= {name: target for name, one in self._found.items() if one == target}
-                found |= dict.fromkeys(addresses, target)
-            self._take(found)
-            await asyncio.sleep(RESOLVE_EVERY_S if found else RESOLVE_EVERY_S / 10)
-
-    def _take(self, found: dict[str, Target]) -> None:
-        """Begin with what is new, and let go of what is gone."""
-        self._found, self.device = found, ", ".join(sorted(found)) or "none"
-        for name in set(self._upstreams) - set(found):
-            log.info("%s is gone from its name", name)
-            leaving = asyncio.create_task(self._upstreams.pop(name).retire())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
-        for name in sorted(set(found) - set(self._upstreams)):
-            self._upstreams[name] = Upstream(
-                name,
-                name,
-                self._model,
-                self._metrics,
-                tls_host=found[name].host if found[name].tls else None,
-                proof=self._proof,
-                changed=self._on_change,
-            )
-        self._on_change()

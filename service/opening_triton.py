@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from service.batching import Limits
-from service.engine_triton import TritonHost, targets_of
+from service.engine_triton import TritonHost, TritonPool, targets_of
 from service.metrics import UpstreamMetrics
 from service.model import Model
 from service.opening import prove_host
@@ -15,6 +15,8 @@ from service.triton_upstream import RemoteModel, Upstream
 
 # Enough to keep several Tritons and their dynamic batchers busy; each is small, so that a query waits for little.
 STREAMS, BATCH_TOKENS = 16, 2048
+# What waits for a host stays in the queue for this long; then it is answered, and told so.
+OPEN_WAIT_S = 1.0
 
 
 def remote_model(settings: Settings, model: Model) -> RemoteModel:
@@ -41,18 +43,24 @@ def remote_limits(settings: Settings, model: Model) -> Limits:
     return Limits(settings.max_batch_tokens or BATCH_TOKENS, settings.streams or STREAMS, shapes)
 
 
-async def open_triton(settings: Settings, model: Model, metrics: UpstreamMetrics) -> TritonHost:
-    """A host with one proved Triton at least. Raises EngineLost where there is none for now."""
+async def open_pool(settings: Settings, model: Model, metrics: UpstreamMetrics) -> TritonPool:
+    """Begin to look for Tritons. Raises ModelFileError where the tokenizer can't be read."""
+    # Read before anything is proved with it.
+    await asyncio.wrap_future(model.reading)
 
     async def proof(upstream: Upstream) -> float:
         return await prove_host(upstream, model)
 
-    # Read before anything is proved with it; from then on it is there.
-    await asyncio.wrap_future(model.reading)
-    return await TritonHost.open(
+    return TritonPool(
         targets_of(settings.triton_urls),
         remote_model(settings, model),
-        streams=settings.streams or STREAMS,
-        metrics=metrics,
-        proof=proof,
+        settings.streams or STREAMS,
+        metrics,
+        proof,
     )
+
+
+async def open_host(pool: TritonPool) -> TritonHost:
+    """A host with one Triton at least that is ready. Raises EngineLost where there is none within OPEN_WAIT_S."""
+    await pool.wait_until_ready(OPEN_WAIT_S)
+    return TritonHost(pool)

@@ -27,7 +27,7 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Job, LaneMetrics, Pending
+from service.jobs import DrainRate, Job, LaneMetrics, Pending, TraceBatch, untraced
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
 
@@ -52,6 +52,7 @@ class Scheduler:
         reopen_pause_max_s: float = REOPEN_PAUSE_MAX_S,
     ) -> None:
         self.limits = Limits(1)
+        self.trace_batch: TraceBatch = untraced
         self.state: State = "starting"
         self.rates = {lane: DrainRate() for lane in LANES}
         # Tokens by client of the requests that have no answer yet, running batches and those being tokenised included.
@@ -196,13 +197,15 @@ class Scheduler:
         started = time.monotonic()
         unit = all(pending.job.unit for pending in batch)
         try:
-            async with asyncio.timeout(self._engine_timeout_s):
+            traced = self.trace_batch(host, lane, batch, started)
+            async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
                 vectors = await host.run(
                     [pending.ids for pending in batch],
                     lane=lane,
                     unit=unit,
                     wide=wide,
                     deadline=max(pending.job.deadline for pending in batch),
+                    traceparent=traceparent,
                 )
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
@@ -320,12 +323,15 @@ class Scheduler:
             await asyncio.wait({old.lost}, timeout=EPITAPH_TIMEOUT_S)
             log.error("the engine is lost: %s", old.lost.result() if old.lost.done() else how)
             await old.close()
-        pause_s = min(1.0, self._reopen_pause_max_s)
+        pause_s, said = min(1.0, self._reopen_pause_max_s), ""
         while True:
             try:
                 host = await self._open()
             except Me5Error as error:
-                log.error("the engine can't be reopened, next try in %g s: %s", pause_s, error)
+                # The same reason again and again would fill the log.
+                if error.message != said or pause_s >= 1:
+                    log.error("the engine can't be reopened, next try in %g s: %s", pause_s, error)
+                said = error.message
                 self._closed_by = type(error).__name__
                 self._metrics.rejected_requests.labels("engine_lost").inc(len(self._jobs))
                 self._fail_all(EngineLost("the engine failed and can't be reopened yet; send the request again"))

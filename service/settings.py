@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -77,12 +79,40 @@ class Settings(BaseModel):
     drain_s: float = Field(1.0, ge=0, description="after SIGTERM, time between red readiness and the closed port")
     shutdown_s: float = Field(30.0, gt=0, description="after that, time for accepted requests to be answered")
 
+    otlp_endpoint: str = Field(
+        "", description="where traces go by OTLP over gRPC, such as http://HOST:4317; empty for no tracing"
+    )
+    trace_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of requests traced, of those that come without a traceparent"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     @field_validator("cache_dir", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _takes_traces(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not (parts.hostname and parts.port) or parts.path.strip("/"):
+            raise ValueError("give http://HOST:PORT or https://HOST:PORT, without a path")
+        if not _tracing_installed():
+            raise ValueError("opentelemetry is not installed; pip install -e '.[tracing]'")
+        return value
+
+
+def _tracing_installed() -> bool:
+    """Whether what the extra brings is there; FastAPI brings a part of it."""
+    try:
+        return all(
+            importlib.util.find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
+        )
+    except ModuleNotFoundError:
+        return False
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

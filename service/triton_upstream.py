@@ -20,6 +20,7 @@ from service.recipe.golden import Precision
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import pad
 from service.shapes import Shapes
+from service.triton_config import BULK_PRIORITY, INTERACTIVE_PRIORITY
 from service.triton_errors import Outcome, outcome_of
 
 log = logging.getLogger("me5.triton")
@@ -32,8 +33,7 @@ PROOF_TIMEOUT_S = 30.0
 # What a batch's deadline is longer by for gRPC than for Triton's queue: its own answer says more.
 GRACE_S = 0.25
 
-# Of config.pbtxt's two priority levels.
-PRIORITIES: dict[Lane, int] = {"interactive": 1, "bulk": 2}
+PRIORITIES: dict[Lane, int] = {"interactive": INTERACTIVE_PRIORITY, "bulk": BULK_PRIORITY}
 
 # gRPC's reconnecting backs off to two minutes by default; keep-alive notices a machine that vanished.
 _CHANNEL = (
@@ -88,7 +88,6 @@ class Upstream:
     def __init__(
         self,
         name: str,
-        address: str,
         model: RemoteModel,
         metrics: UpstreamMetrics,
         *,
@@ -113,7 +112,7 @@ class Upstream:
         # Nobody waits for a future that is made for each change; an event is set and cleared by the probing alone.
         self._look_again = asyncio.Event()
         options = [*_CHANNEL, *([("grpc.ssl_target_name_override", tls_host)] if tls_host else [])]
-        self._client = triton.InferenceServerClient(address, ssl=tls_host is not None, channel_args=options)
+        self._client = triton.InferenceServerClient(name, ssl=tls_host is not None, channel_args=options)
         self._probing = asyncio.create_task(self._probe_for_ever(), name=f"probe {name}")
 
     async def run(

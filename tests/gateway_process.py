@@ -57,9 +57,16 @@ def environment(**settings: object) -> dict[str, str]:
 
 @contextmanager
 def start_gateway(
-    *, program: tuple[str, ...] = ("-m", "service", "serve"), exit_code: int = 0, **settings: object
+    *,
+    program: tuple[str, ...] = ("-m", "service", "serve"),
+    exit_code: int = 0,
+    status: int = 200,
+    **settings: object,
 ) -> Iterator[Gateway]:
-    """A gateway on a free port, ready; ended by SIGTERM if it still runs, and its exit code must be the one given."""
+    """A gateway on a free port; ended by SIGTERM if it still runs, and its exit code must be the one given.
+
+    status: of /readyz, which is waited for; 503 takes one that serves without an engine.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
@@ -73,7 +80,7 @@ def start_gateway(
             )
         gateway = Gateway(f"http://127.0.0.1:{port}", process, log)
         try:
-            _wait_until_ready(gateway)
+            wait_until_ready(gateway, status)
             yield gateway
             code = gateway.terminate()
             assert code == exit_code, f"exit code {code}\n{gateway.log_text()}"
@@ -104,14 +111,15 @@ def free_port() -> int:
         return port
 
 
-def _wait_until_ready(gateway: Gateway) -> None:
+def wait_until_ready(gateway: Gateway, status: int = 200) -> None:
+    """Wait until /readyz gives this status."""
     give_up = time.monotonic() + START_MAX_S
     while time.monotonic() < give_up:
         assert gateway.process.poll() is None, f"the gateway ended while starting\n{gateway.log_text()}"
         try:
-            if httpx.get(f"{gateway.url}/readyz", timeout=5).status_code == 200:
+            if httpx.get(f"{gateway.url}/readyz", timeout=5).status_code == status:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.05)
-    raise AssertionError(f"the gateway was not ready after {START_MAX_S:g} s\n{gateway.log_text()}")
+    raise AssertionError(f"/readyz did not give {status} in {START_MAX_S:g} s\n{gateway.log_text()}")
