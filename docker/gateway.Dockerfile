@@ -1,7 +1,7 @@
 # The gateway: service/, what it imports, and the model that ships. No torch, no compiler, no root.
 #
 #   docker build -f docker/gateway.Dockerfile -t me5-gateway .
-#   docker build -f docker/gateway.Dockerfile -t me5-gateway:triton --build-arg EXTRAS=triton .
+#   docker build -f docker/gateway.Dockerfile -t me5-gateway:triton --build-arg EXTRAS=triton,tracing .
 #
 # The second one has no engine of its own and serves with ME5_ENGINE=triton alone.
 
@@ -12,7 +12,7 @@ COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN python requirements.py > requirements.txt \
     && python -m venv --without-pip /opt/me5 \
     && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
-ARG EXTRAS=cpu,openvino,triton
+ARG EXTRAS=cpu,openvino,triton,tracing
 RUN python requirements.py "$EXTRAS" > requirements.txt \
     && python -m pip --python /opt/me5/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
 # OpenVINO's plugins for other devices and its readers of other formats: 75 MB that nothing here opens.

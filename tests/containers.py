@@ -169,6 +169,12 @@ def local_indexes() -> list[Path]:
     return [folder for folder in (Path(word.removeprefix("file://")) for word in words) if folder.is_dir()]
 
 
+def stack_extras() -> str:
+    """What compose.yaml builds its gateway with."""
+    config = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    return str(config["services"]["gateway"]["build"]["args"]["EXTRAS"])
+
+
 def stack_images() -> dict[str, str]:
     """Image names by service, as compose.yaml has them by default, in full."""
     config = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))

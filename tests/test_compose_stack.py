@@ -15,7 +15,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from containers import ROOT, attempt, build, build_substitutes, containers_missing, make_python_base, run, stack_images
+from containers import (
+    ROOT,
+    attempt,
+    build,
+    build_substitutes,
+    containers_missing,
+    make_python_base,
+    run,
+    stack_extras,
+    stack_images,
+)
 from gateway_from_outside import golden_cosine, wait_for_work
 from gateway_process import free_port
 
@@ -89,7 +99,7 @@ def wait_until(stack: Stack, what: str, holds: Callable[[], bool], within_s: flo
 def stack() -> Iterator[Stack]:
     """The stack, ready; taken down with its volumes."""
     make_python_base()
-    build(ROOT / "docker" / "gateway.Dockerfile", [stack_images()["gateway"]], EXTRAS="triton")
+    build(ROOT / "docker" / "gateway.Dockerfile", [stack_images()["gateway"]], EXTRAS=stack_extras())
     build_substitutes()
     found = Stack()
     try:

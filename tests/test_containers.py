@@ -12,7 +12,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from containers import PYTHON_IMAGE, ROOT, attempt, build, containers_missing, image_size, make_python_base, run
+from containers import (
+    PYTHON_IMAGE,
+    ROOT,
+    attempt,
+    build,
+    containers_missing,
+    image_size,
+    make_python_base,
+    run,
+    stack_extras,
+)
 from gateway_from_outside import golden_cosine, wait_for_work
 from gateway_process import free_port
 
@@ -100,7 +110,7 @@ def test_the_image_is_small_and_has_neither_torch_nor_a_compiler(image: str) -> 
 
 
 def test_the_image_for_triton_has_no_engine_and_is_smaller(image: str) -> None:
-    build(ROOT / "docker" / "gateway.Dockerfile", [TRITON_ONLY], EXTRAS="triton")
+    build(ROOT / "docker" / "gateway.Dockerfile", [TRITON_ONLY], EXTRAS=stack_extras())
     added, whole = (image_size(name) - image_size(PYTHON_IMAGE) for name in (TRITON_ONLY, image))
     print(f"\ngateway image for Triton: {added / 1e6:.0f} MB on top of its base")
     assert added < 0.6 * whole
