@@ -26,10 +26,13 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
+# What builds and runs containers in the tests, on Debian.
+CONTAINER_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
+  containernetworking-plugins golang-github-containers-common
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton container-tools test-containers test-training-image test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -53,6 +56,17 @@ k8s-rules: $(TEST_STAMP)  ## k8s/monitoring/prometheusrule.yaml from docker/prom
 capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing else, written into docs/capacity.md
 	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
 	$(BIN)/python tests/benchmarks/capacity.py --simulate
+
+container-tools: $(TEST_STAMP)  ## what builds, runs and checks containers; by apt where this is root on Debian
+	$(PIP) -e '.[containers]'
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CONTAINER_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); fi
+
+test-containers: container-tools  ## images and compose files: linted, built on substitutes, run, driven end to end
+	$(BIN)/python -m pytest -rs -s tests/test_container_files.py tests/test_containers.py tests/test_compose_stack.py
+
+test-training-image: container-tools  ## the training image too: gigabytes and minutes
+	TRAINING_IMAGE=1 TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -rs -s tests/test_training_image.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
