@@ -32,7 +32,7 @@ CONTAINER_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap 
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton container-tools test-containers test-training-image test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton container-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -67,6 +67,10 @@ test-containers: container-tools  ## images and compose files: linted, built on 
 
 test-training-image: container-tools  ## the training image too: gigabytes and minutes
 	TRAINING_IMAGE=1 TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -rs -s tests/test_training_image.py
+
+# Prometheus and Alertmanager are Debian's: apt-get install prometheus prometheus-alertmanager.
+test-observability: $(TRITON_STAMP) $(TEST_STAMP)  ## every alert fires, every panel of the dashboard shows data
+	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

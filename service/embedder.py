@@ -215,7 +215,7 @@ class Embedder:
         else:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
-        self.metrics.tokenize_duration_s.observe(tokenize_s)
+        self.metrics.tokenize_duration_s.labels(lane).observe(tokenize_s)
         if ask.trace is not None:
             ask.trace.tokenised(
                 started,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from resource import getpagesize
 
 from service.batching import Limits
 from service.engine import Choice, EngineConfig
@@ -128,3 +129,12 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/p
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024
+
+
+def resident_bytes(pid: int | None = None, proc: Path = Path("/proc")) -> int:
+    """Bytes of a process that are in memory, of this one by default; 0 where it is gone, or the system does not say."""
+    try:
+        pages = (proc / ("self" if pid is None else str(pid)) / "statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * getpagesize()

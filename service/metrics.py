@@ -52,7 +52,11 @@ class Metrics:
             "me5_queue_duration_seconds", "Time a text waited for its batch.", ("lane",), buckets=_SECONDS, registry=on
         )
         self.tokenize_duration_s = Histogram(
-            "me5_tokenize_duration_seconds", "Time to tokenise the texts of a request.", buckets=_SECONDS, registry=on
+            "me5_tokenize_duration_seconds",
+            "Time to tokenise the texts of a request.",
+            ("lane",),
+            buckets=_SECONDS,
+            registry=on,
         )
         self.engine_duration_s = Histogram(
             "me5_engine_duration_seconds", "Time the engine took for a batch.", ("lane",), buckets=_SECONDS, registry=on
@@ -95,6 +99,10 @@ class Metrics:
         self.buffered_bytes = Gauge(
             "me5_buffered_bytes", "Bytes of request bodies that are read or wait for their answer.", registry=on
         )
+        self.memory_bytes = Gauge("me5_memory_bytes", "Resident memory of the gateway and its engine.", registry=on)
+        self.memory_limit_bytes = Gauge(
+            "me5_memory_limit_bytes", "Memory that the cgroup, else the machine, gives them.", registry=on
+        )
         self.ready = Gauge("me5_ready", "1 while /readyz says ready.", registry=on)
         self.model = Info("me5_model", "The model served and what computes it.", registry=on)
         self._create_all()
@@ -123,6 +131,7 @@ class Metrics:
             self._durations |= {key: self.request_duration_s.labels(*key) for key in keys}
         for lane in LANES:
             for collector in (
+                self.tokenize_duration_s,
                 self.queue_duration_s,
                 self.engine_duration_s,
                 self.queue_requests,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 from gateway_process import Gateway, start_gateway
 from metric_series import Series, scrape, series, total, wait_until_queue_is_empty
@@ -53,6 +54,7 @@ def test_every_series_is_there_at_the_first_scrape(fresh: Fresh) -> None:
         wanted += [
             series(f"{name}_count", lane=lane)
             for name in (
+                "me5_tokenize_duration_seconds",
                 "me5_queue_duration_seconds",
                 "me5_engine_duration_seconds",
                 "me5_batch_size",
@@ -60,7 +62,6 @@ def test_every_series_is_there_at_the_first_scrape(fresh: Fresh) -> None:
                 "me5_batch_padding_ratio",
             )
         ]
-    wanted.append(series("me5_tokenize_duration_seconds_count"))
     for role in ROLES:
         names = ("me5_truncated_inputs_total", "me5_inputs_total", "me5_tokens_total")
         wanted += [series(name, role=role) for name in names]
@@ -90,6 +91,18 @@ def test_nothing_is_counted_before_the_first_request(fresh: Fresh) -> None:
     assert total(first, "me5_engine_duration_seconds_count") > 0
 
 
+def test_memory_is_that_of_both_processes_and_below_the_limit(fresh: Fresh) -> None:
+    gateway, client, _ = fresh
+    process = psutil.Process(gateway.process.pid)
+    resident = [one.memory_info().rss for one in (process, *process.children())]
+    now = scrape(client)
+    assert len(resident) == 2
+    # What an idle gateway still allocates or gives back between the two looks.
+    assert now[series("me5_memory_bytes")] == pytest.approx(sum(resident), rel=0.1)
+    assert now[series("me5_memory_bytes")] > 1.2 * max(resident)
+    assert now[series("me5_memory_limit_bytes")] > now[series("me5_memory_bytes")]
+
+
 def test_the_served_model_is_named(own: httpx.Client, spec: ModelSpec) -> None:
     labels = [dict(key[1]) for key in scrape(own) if key[0] == "me5_model_info"]
     info = own.get("/info").json()
@@ -110,7 +123,7 @@ def test_a_request_is_counted_once_everywhere(own: httpx.Client) -> None:
     assert changed[series("me5_inputs_total", role="passage")] == 3
     assert changed[series("me5_tokens_total", role="passage")] == tokens
     assert changed[series("me5_truncated_inputs_total", role="passage")] == 1
-    assert changed[series("me5_tokenize_duration_seconds_count")] == 1
+    assert changed[series("me5_tokenize_duration_seconds_count", lane=lane)] == 1
     assert changed[series("me5_queue_duration_seconds_count", lane=lane)] == 3
     assert changed[series("me5_batch_size_sum", lane=lane)] == 3
     assert changed[series("me5_batch_tokens_sum", lane=lane)] == tokens

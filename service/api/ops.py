@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from service.api.answering import json_response
 from service.api.reading import embedder_of
 from service.api.schema import TEI_ERROR, errors_of
+from service.engine_process import EngineProcess
+from service.memory import memory_limit, resident_bytes
 
 router = APIRouter()
 
@@ -51,4 +54,9 @@ async def metrics(request: Request) -> Response:
     embedder = embedder_of(request)
     embedder.metrics.ready.set(embedder.not_ready() is None)
     embedder.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
+    engine = embedder.engine
+    engine_bytes = resident_bytes(engine.pid) if isinstance(engine, EngineProcess) else 0
+    embedder.metrics.memory_bytes.set(resident_bytes() + engine_bytes)
+    # Read again each time: a limit can be changed while the process runs.
+    embedder.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
     return Response(generate_latest(embedder.metrics.registry), media_type=CONTENT_TYPE_LATEST)
