@@ -26,13 +26,13 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
-# What builds and runs containers in the tests, on Debian.
-CONTAINER_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
-  containernetworking-plugins golang-github-containers-common
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
+DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton container-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -57,19 +57,18 @@ capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing 
 	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
 	$(BIN)/python tests/benchmarks/capacity.py --simulate
 
-container-tools: $(TEST_STAMP)  ## what builds, runs and checks containers; by apt where this is root on Debian
+test-tools: $(K8S_STAMP) $(TRITON_STAMP)  ## all that some tests need and are skipped without; by apt where this is root on Debian
 	$(PIP) -e '.[containers]'
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CONTAINER_PACKAGES) >/dev/null 2>&1; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); fi
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES); fi
 
-test-containers: container-tools  ## images and compose files: linted, built on substitutes, run, driven end to end
+test-containers: test-tools  ## images and compose files: linted, built on substitutes, run, driven end to end
 	$(BIN)/python -m pytest -rs -s tests/test_container_files.py tests/test_containers.py tests/test_compose_stack.py
 
-test-training-image: container-tools  ## the training image too: gigabytes and minutes
+test-training-image: test-tools  ## the training image too: gigabytes and minutes
 	TRAINING_IMAGE=1 TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -rs -s tests/test_training_image.py
 
-# Prometheus and Alertmanager are Debian's: apt-get install prometheus prometheus-alertmanager.
-test-observability: $(TRITON_STAMP) $(TEST_STAMP)  ## every alert fires, every panel of the dashboard shows data
+test-observability: test-tools  ## every alert fires, every panel of the dashboard shows data
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
