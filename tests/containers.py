@@ -7,7 +7,6 @@ compose.yaml use, in a store where nothing else lies, so that those files are te
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import ssl
@@ -105,17 +104,20 @@ def attempt(
     )
 
 
-def build(dockerfile: Path, tags: Sequence[str], *, context: Path = ROOT, **arguments: str) -> None:
-    """Build a Dockerfile on images that are in the store; layers that are there already are taken."""
+def build(
+    dockerfile: Path, tags: Sequence[str], *, context: Path = ROOT, target: str | None = None, **arguments: str
+) -> None:
+    """Build a Dockerfile, or its stage `target`, on images that are in the store; layers that are there are taken."""
     run(
         "buildah",
         "build",
         *("--format", "docker", "--layers", "--pull-never", "--network", "host"),
         *(part for tag in tags for part in ("-t", tag)),
+        *(("--target", target) if target else ()),
         *(part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")),
         *(part for folder in local_indexes() for part in ("--volume", f"{folder}:{folder}:ro")),
         *("-f", str(dockerfile), str(context)),
-        timeout_s=900,
+        timeout_s=1800,
     )
 
 
@@ -200,9 +202,6 @@ def build_substitutes() -> None:
         shutil.copytree(ROOT / "tests" / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
     recipes = context / "containers"
     build(recipes / "triton.Containerfile", [images["triton"]], context=context, BASE=PYTHON_IMAGE)
-    build(recipes / "prometheus.Containerfile", [f"{BASE}:prometheus"], context=context, BASE=PYTHON_IMAGE)
     for name in ("prometheus", "alertmanager"):
-        container = run("buildah", "from", "--pull-never", f"{BASE}:prometheus")
-        run("buildah", "config", "--entrypoint", json.dumps([f"/usr/bin/{name}"]), "--cmd", "", container)
-        run("buildah", "config", "--volume", f"/{name}", container)
-        run("buildah", "commit", "-q", "--format", "docker", "--rm", container, images[name])
+        recipe = recipes / "prometheus.Containerfile"
+        build(recipe, [images[name]], context=context, target=name, BASE=PYTHON_IMAGE)
