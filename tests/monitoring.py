@@ -32,10 +32,10 @@ PROMETHEUS = ROOT / "docker" / "prometheus"
 ALERTMANAGER = ROOT / "docker" / "alertmanager" / "alertmanager.yml"
 
 # What windows are divided by, and what waiting times are: rates want some scrapes in their window.
-WINDOWS, WAITS = 60, 100
-SCRAPE = "400ms"
-# A scrape that is late on a busy machine is no lost gateway: the least `for:` of those is a minute, 0.6 s here.
-SCRAPE_TIMEOUT = "400ms"
+WINDOWS, WAITS = 40, 100
+SCRAPE = "1s"
+# As long as may be: a scrape that is late on a busy machine is no lost gateway.
+SCRAPE_TIMEOUT = "1s"
 EVALUATE = "400ms"
 
 START_MAX_S = 60.0

@@ -20,7 +20,7 @@ from upstream_faults import start_tritons
 
 GRAFANA = ROOT / "docker" / "grafana"
 # Four scrapes, as Grafana has it.
-RATE_INTERVAL = "2s"
+RATE_INTERVAL = "4s"
 
 needs_promtool = pytest.mark.skipif(missing("promtool") is not None, reason=str(missing("promtool")))
 needs_prometheus = pytest.mark.skipif(
@@ -166,7 +166,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
         monitoring.watch(gateway=[address(gateway)])
         with asking(gateway, clients=2), asking(gateway, passages, clients=2):
             # More than the longest window that is asked for.
-            monitoring.wait_until(lambda: monitoring.query("count_over_time(me5_ready[20s]) > 20"), "20 scrapes")
+            monitoring.wait_until(lambda: monitoring.query("count_over_time(me5_ready[30s]) > 10"), "scrapes")
             yield monitoring
 
 
@@ -178,7 +178,7 @@ def live_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring
     with start_monitoring(tmp_path_factory.mktemp("live")) as monitoring, start_tritons(monitoring) as tritons:
         tritons.watch()
         with asking(tritons.gateway, clients=2), asking(tritons.gateway, passages, clients=2):
-            monitoring.wait_until(lambda: monitoring.query("count_over_time(me5_ready[20s]) > 20"), "20 scrapes")
+            monitoring.wait_until(lambda: monitoring.query("count_over_time(me5_ready[30s]) > 10"), "scrapes")
             yield monitoring
 
 
