@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
+K8S_STAMP := $(VENV)/.installed-k8s
 # Hugging Face optimum lives with older transformers, so in an environment of its own.
 OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_STAMP := $(OPTIMUM_VENV)/.installed-optimum
@@ -25,10 +26,13 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
+DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-observability check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -43,8 +47,28 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
-# Prometheus and Alertmanager are Debian's: apt-get install prometheus prometheus-alertmanager.
-test-observability: $(TRITON_STAMP) $(TEST_STAMP)  ## every alert fires, every panel of the dashboard shows data
+test-k8s: $(K8S_STAMP)  ## manifests by kubectl, against Kubernetes' schemas and a gateway; the autoscaler's simulation
+	$(BIN)/python -m pytest tests/test_k8s*.py tests/test_autoscaler.py tests/test_capacity.py
+
+k8s-rules: $(TEST_STAMP)  ## k8s/monitoring/prometheusrule.yaml from docker/prometheus/
+	$(BIN)/python k8s/render_rules.py
+
+capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing else, written into docs/capacity.md
+	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
+	$(BIN)/python tests/benchmarks/capacity.py --simulate
+
+test-tools: $(K8S_STAMP) $(TRITON_STAMP)  ## all that some tests need and are skipped without; by apt where this is root on Debian
+	$(PIP) -e '.[containers]'
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES); fi
+
+test-containers: test-tools  ## images and compose files: linted, built on substitutes, run, driven end to end
+	$(BIN)/python -m pytest -rs -s tests/test_container_files.py tests/test_containers.py tests/test_compose_stack.py
+
+test-training-image: test-tools  ## the training image too: gigabytes and minutes
+	TRAINING_IMAGE=1 TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -rs -s tests/test_training_image.py
+
+test-observability: test-tools  ## every alert fires, every panel of the dashboard shows data
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
@@ -120,7 +144,11 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 # torch first and by itself: a CPU build satisfies what the other packages ask for.
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
-	$(PIP) -e '.[cpu,openvino,triton,training,mteb,dev]'
+	$(PIP) -e '.[cpu,openvino,triton,tracing,training,mteb,dev]'
+	touch $@
+
+$(K8S_STAMP): $(TEST_STAMP)
+	$(PIP) -e '.[k8s]'
 	touch $@
 
 $(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python

@@ -52,6 +52,7 @@ async def opened(settings: Settings) -> AsyncIterator[Embedder]:
     embedder = Embedder(settings, Metrics())
     try:
         await embedder.start()
+        await embedder.wait_until_ready()
         yield embedder
     finally:
         await embedder.stop()

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -37,6 +38,9 @@ from service.loop_lag import watch_lag
 from service.metrics import ERROR_CODES, NO_LABEL, ROUTES, Metrics
 from service.settings import Settings, load_settings
 
+if TYPE_CHECKING:
+    from service.tracing import RequestTrace, Tracing
+
 log = logging.getLogger("me5.app")
 
 # Random bytes for each request would cost a system call each.
@@ -53,6 +57,7 @@ _TEI_TYPES = {
     "engine_failed": "Backend",
     "tokenizer_failed": "Backend",
     "engine_lost": "Unhealthy",
+    "upstream_failed": "Unhealthy",
     "too_many_connections": "Overloaded",
     "shutting_down": "Unhealthy",
     "deadline": "Overloaded",
@@ -71,6 +76,7 @@ def create_app(
     """
     settings = settings or load_settings()
     embedder = Embedder(settings, Metrics(), open_host=open_host)
+    tracing = _open_tracing(settings, embedder)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,6 +85,8 @@ def create_app(
         yield
         end_watch()
         await embedder.stop()
+        if tracing is not None:
+            await tracing.close()
 
     app = Gateway(
         title="me5",
@@ -92,6 +100,7 @@ def create_app(
     )
     patch_fastapi(app, redirect_from_root_to_docs=False)
     app.state.embedder = embedder
+    app.state.tracing = tracing
     app.state.turns = Turns()
     app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
     for module in (embed, tokenize, openai, ops):
@@ -100,6 +109,20 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientGone, _answer_client_gone)
     return app
+
+
+def _open_tracing(settings: Settings, embedder: Embedder) -> Tracing | None:
+    """Tracing where it is wanted; without it, none of OpenTelemetry's exporter is imported."""
+    if not settings.otlp_endpoint:
+        return None
+    from service.tracing import Tracing
+
+    model = embedder.model
+    tracing = Tracing(
+        settings.otlp_endpoint, settings.trace_sample_ratio, model=model.spec.name, model_version=model.version
+    )
+    embedder.trace_with(tracing)
+    return tracing
 
 
 class Gateway(FastAPI):
@@ -112,7 +135,7 @@ class Gateway(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's own, with the front outside of everything."""
         embedder: Embedder = self.state.embedder
-        return Front(super().build_middleware_stack(), embedder.metrics, self.state.intake)
+        return Front(super().build_middleware_stack(), embedder.metrics, self.state.intake, self.state.tracing)
 
 
 # The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
@@ -130,16 +153,17 @@ for _module in (embed, tokenize, openai, ops):
 
 
 class Front:
-    """Around every request: its id, its duration by route, role, lane and code, and a last net for our own faults.
+    """Around every request: its id, its trace, its duration by route, role, lane and code, and a last net for faults.
 
     A POST goes straight to its function: routing, dependencies and serialisation of a framework cost more than all that
     an embedding request needs of them.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake, tracing: Tracing | None = None) -> None:
         self.app = app
         self.metrics = metrics
         self.intake = intake
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -148,6 +172,9 @@ class Front:
         started = scope["me5_started"] = time.monotonic()
         request_id = _request_id(scope)
         status = 0
+        endpoint = _POSTS.get(scope["path"]) if scope["method"] == "POST" else None
+        # Probes and scrapes would drown the rest.
+        trace = None if self.tracing is None or endpoint is None else self._begin_trace(self.tracing, scope, request_id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -157,20 +184,37 @@ class Front:
             await send(message)
 
         try:
-            endpoint = _POSTS.get(scope["path"]) if scope["method"] == "POST" else None
             if endpoint is None:
                 await self.app(scope, receive, send_with_id)
             else:
                 response = await _answered(endpoint, Request(scope, receive, send_with_id))
                 await response(scope, receive, send_with_id)
-        except Exception:
-            log.exception("unhandled error, request %s", request_id.decode())
+        except Exception as error:
+            traced = "" if trace is None else f", trace {trace.trace_id}"
+            log.exception("unhandled error, request %s%s", request_id.decode(), traced)
+            if trace is not None:
+                trace.failed(error)
             if status == 0:
                 response = error_response(scope["path"], Me5Error("internal error; the server's log has the details"))
                 await response(scope, receive, send_with_id)
         finally:
             self.intake.release(scope)
-            self._observe(scope, status, time.monotonic() - started)
+            ended = time.monotonic()
+            self._observe(scope, status, ended - started)
+            if trace is not None:
+                trace.end(status, ended)
+
+    def _begin_trace(self, tracing: Tracing, scope: Scope, request_id: bytes) -> RequestTrace | None:
+        client = scope.get("client")
+        trace = scope["me5_trace"] = tracing.begin(
+            scope["path"],
+            scope["headers"],
+            scope["me5_started"],
+            scheme=scope.get("scheme", "http"),
+            client=client[0] if client else None,
+            request_id=request_id.decode("ascii"),
+        )
+        return trace
 
     def _observe(self, scope: Scope, status: int, spent_s: float) -> None:
         if scope["path"] not in ROUTES or scope["method"] != "POST":
@@ -185,6 +229,9 @@ async def _answered(endpoint: Callable[[Request], Awaitable[Response]], request:
     try:
         return await endpoint(request)
     except Me5Error as error:
+        trace: RequestTrace | None = request.scope.get("me5_trace")
+        if trace is not None:
+            trace.failed(error)
         return error_response(request.scope["path"], error)
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED)

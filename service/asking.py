@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from service.model import Model
 from service.recipe.pooling import l2_normalize
 from service.recipe.prompts import PromptedText, Role, format_text
 from service.recipe.tokens import Direction, Tokens, take_ids, tokenize
+
+if TYPE_CHECKING:
+    from service.tracing import RequestTrace
 
 log = logging.getLogger("me5.asking")
 
@@ -39,6 +42,8 @@ class Ask:
     timeout_s: float | None = None
     # Whose request it is: clients share the engine fairly.
     client: str = ""
+    # Where the request is traced: told what becomes of it.
+    trace: RequestTrace | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     # Its package is there only where Triton is the engine.
     from service.engine_triton import TritonPool
+    from service.tracing import Tracing
 
 log = logging.getLogger("me5.embedder")
 
@@ -53,6 +54,8 @@ INLINE_CHARS_MAX = 1000
 
 # A Triton that is back is to be used within two seconds.
 RECONNECT_PAUSE_S = 0.25
+# What a command waits for one: it has to be proved, which may take as long as this.
+READY_WAIT_S = 40.0
 
 OpenHost = Callable[[EngineConfig, int], Awaitable[EngineHost]]
 
@@ -170,6 +173,10 @@ class Embedder:
             "golden_source": self.model.golden.source,
         }
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Have the batches traced that carry traced requests."""
+        self._scheduler.trace_batch = tracing.batch
+
     def refuse_all(self) -> None:
         """Answer every request that waits, and every one that comes, with ShuttingDown."""
         self._scheduler.refuse_all()
@@ -187,6 +194,15 @@ class Embedder:
             return "draining: the process got the signal to end"
         return None if self._scheduler.state == "ready" else f"engine {self._scheduler.state}"
 
+    async def wait_until_ready(self) -> None:
+        """Return once requests would be answered. Raises EngineLost where Triton is not ready in READY_WAIT_S."""
+        give_up = time.monotonic() + READY_WAIT_S
+        while self.not_ready() is not None:
+            if time.monotonic() > give_up:
+                assert self._pool is not None
+                raise EngineLost(f"no Triton is ready: {self._pool.reasons()}")
+            await asyncio.sleep(0.05)
+
     async def embed(self, ask: Ask) -> Answer:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
         self._check(ask)
@@ -200,6 +216,14 @@ class Embedder:
             tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.labels(lane).observe(tokenize_s)
+        if ask.trace is not None:
+            ask.trace.tokenised(
+                started,
+                tokenize_s,
+                role=role_label(roles),
+                tokens=[len(item.ids) for item in tokens],
+                truncated=sum(item.truncated for item in tokens),
+            )
         self._check_lengths(ask, tokens)
 
         total = sum(len(item.ids) for item in tokens)
@@ -214,8 +238,11 @@ class Embedder:
             vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
+            trace=ask.trace,
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
+        if ask.trace is not None:
+            ask.trace.queued(time.monotonic(), lane, len(tokens))
         try:
             await job.done
         except Me5Error:

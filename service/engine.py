@@ -48,16 +48,16 @@ class Engine(Protocol):
 class EngineHost(Protocol):
     """Where engines live, asked from the event loop: a process of their own, or another machine.
 
-    name, precision, device: as the engine's own.   streams: batches it computes at the same time.   cancels: whether a
-    run that is cancelled leaves the host as it was.   lost: resolves with the reason once nothing can be computed here
-    any more.
+    name, precision, device: as the engine's own.   streams: batches it computes at the same time.   remote: whether
+    it is elsewhere: a run may be cancelled, and it judges by itself who of its engines fails.   lost: resolves with the
+    reason once nothing can be computed here any more.
     """
 
     name: str
     precision: Precision
     device: str
     streams: int
-    cancels: bool
+    remote: bool
     lost: asyncio.Future[str]
 
     async def run(
@@ -76,7 +76,7 @@ class EngineHost(Protocol):
         in a trace, as W3C words it. A host that computes on another machine passes both on.
 
         At most `streams` batches a lane run at a time. Raises EngineFailed where the engine failed on the batch, and
-        EngineLost where there is none any more. Cancelling leaves a host unusable unless it `cancels`: `kill` it.
+        EngineLost where there is none any more. Cancelling leaves a host unusable unless it is remote: `kill` it.
         """
 
     def kill(self, reason: str) -> None:

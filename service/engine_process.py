@@ -41,7 +41,7 @@ BUFFER_BYTES = 1 << 20
 class EngineProcess:
     """An EngineHost: one child process with `streams` slots for each lane."""
 
-    cancels = False
+    remote = False
 
     def __init__(
         self,

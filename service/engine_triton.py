@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,9 @@ from service.errors import (
 )
 from service.metrics import UpstreamMetrics
 from service.recipe.golden import Precision
-from service.triton_errors import goes_elsewhere
-from service.triton_upstream import BatchFailed, RemoteModel, Upstream
+from service.triton_client import BatchFailed, RemoteModel
+from service.triton_errors import Outcome, goes_elsewhere
+from service.triton_upstream import Upstream
 
 log = logging.getLogger("me5.triton")
 
@@ -50,16 +52,17 @@ def targets_of(urls: str) -> list[Target]:
     """ME5_TRITON_URLS as targets: `host:port`, `grpc://host:port` or `grpcs://host:port`, separated by commas."""
     found = []
     for url in filter(None, (part.strip() for part in urls.split(","))):
-        scheme, _, rest = url.rpartition("://")
-        host, _, port = rest.rpartition(":")
-        if not host:
-            host, port = rest, str(DEFAULT_PORT)
-        if scheme not in ("", "grpc", "grpcs") or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in rest:
+        try:
+            parts = urlsplit(url if "://" in url else f"grpc://{url}")
+            port = DEFAULT_PORT if parts.port is None else parts.port
+        except ValueError:
+            parts, port = urlsplit(""), 0
+        if parts.scheme not in ("grpc", "grpcs") or not parts.hostname or port == 0 or parts.path or parts.username:
             raise SettingsError(
-                f"ME5_TRITON_URLS: {url!r} is not host:port, grpc://host:port or grpcs://host:port; "
-                "Triton's gRPC port is 8001 unless it was started otherwise"
+                f"ME5_TRITON_URLS: {url!r} is not host:port, grpc://host:port or grpcs://host:port (an IPv6 address in "
+                "brackets); Triton's gRPC port is 8001 unless it was started otherwise"
             )
-        found.append(Target(host.strip("[]"), int(port), scheme == "grpcs"))
+        found.append(Target(parts.hostname, port, parts.scheme == "grpcs"))
     if not found:
         raise SettingsError("ME5_ENGINE=triton needs ME5_TRITON_URLS=host:8001, or several, separated by commas")
     return found
@@ -75,8 +78,14 @@ async def addresses_of(target: Target) -> list[str]:
             found = await asyncio.get_running_loop().getaddrinfo(
                 target.host, target.port, family=family, type=socket.SOCK_STREAM
             )
-        except OSError:
-            continue
+        except socket.gaierror as error:
+            # Only where there is no such address: a name server that fails says nothing of IPv6 either.
+            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY):
+                continue
+            return []
+        except (OSError, UnicodeError) as error:
+            log.warning("%s can't be looked up: %s", target.host, error)
+            return []
         hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
         return [f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}" for host in hosts]
     return []
@@ -99,7 +108,7 @@ class TritonPool:
         self._targets, self._model, self._metrics, self._proof = targets, model, metrics, proof
         self._upstreams: dict[str, Upstream] = {}
         self._found: dict[str, Target] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, tuple[Upstream, asyncio.Task[None]]] = {}
         self._turned = asyncio.Event()
         self._turn = 0
         self._resolving = asyncio.create_task(self._resolve_for_ever(), name="resolve")
@@ -146,7 +155,14 @@ class TritonPool:
         await asyncio.wait({self._resolving})
         upstreams = list(self._upstreams.values())
         self._upstreams.clear()
-        await asyncio.gather(*(upstream.close() for upstream in upstreams), *self._leaving)
+        upstreams += [upstream for upstream, _ in self._leaving.values()]
+        for _, retiring in self._leaving.values():
+            retiring.cancel()
+        await asyncio.gather(*(upstream.close() for upstream in upstreams))
+
+    async def _retire(self, name: str, upstream: Upstream) -> None:
+        await upstream.retire()
+        del self._leaving[name]
 
     def _on_change(self) -> None:
         self._turned.set()
@@ -155,25 +171,32 @@ class TritonPool:
 
     async def _resolve_for_ever(self) -> None:
         while True:
-            found: dict[str, Target] = {}
-            for target in self._targets:
-                addresses = await addresses_of(target)
-                if not addresses:
-                    # A name server that fails for a moment takes no Triton away.
-                    found |= {name: target for name, one in self._found.items() if one == target}
-                found |= dict.fromkeys(addresses, target)
-            self._take(found)
-            await asyncio.sleep(RESOLVE_EVERY_S if found else RESOLVE_EVERY_S / 10)
+            try:
+                await self._resolve()
+            except Exception:
+                # Whatever it is, names have to be looked up again.
+                log.exception("looking up ME5_TRITON_URLS failed")
+            await asyncio.sleep(RESOLVE_EVERY_S if self._found else RESOLVE_EVERY_S / 10)
+
+    async def _resolve(self) -> None:
+        found: dict[str, Target] = {}
+        for target in self._targets:
+            addresses = await addresses_of(target)
+            if not addresses:
+                # A name server that fails for a moment takes no Triton away.
+                found |= {name: target for name, one in self._found.items() if one == target}
+            found |= dict.fromkeys(addresses, target)
+        self._take(found)
 
     def _take(self, found: dict[str, Target]) -> None:
         """Begin with what is new, and let go of what is gone."""
         self._found = found
         for name in set(self._upstreams) - set(found):
             log.info("%s is gone from its name", name)
-            leaving = asyncio.create_task(self._upstreams.pop(name).retire())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
-        for name in sorted(set(found) - set(self._upstreams)):
+            upstream = self._upstreams.pop(name)
+            self._leaving[name] = upstream, asyncio.create_task(self._retire(name, upstream), name=f"retire {name}")
+        # One that returns while it is let go of is taken when that is done.
+        for name in sorted(set(found) - set(self._upstreams) - set(self._leaving)):
             self._upstreams[name] = Upstream(
                 name,
                 self._model,
@@ -190,8 +213,7 @@ class TritonHost:
 
     name = "triton"
     device = "remote"
-    # Cancelling a run cancels its call, and leaves the others as they are.
-    cancels = True
+    remote = True
 
     def __init__(self, pool: TritonPool) -> None:
         self.precision = pool.precision
@@ -223,34 +245,35 @@ class TritonHost:
             try:
                 return await upstream.run(rows, lane=lane, unit=unit, deadline=deadline, traceparent=traceparent)
             except BatchFailed as failed:
-                level = logging.DEBUG if failed.outcome in ("rejected", "deadline") else logging.WARNING
-                log.log(level, "%s: %d texts are %s: %s", upstream.name, len(rows), failed.outcome, failed.message)
-                if len(tried) == 1 and goes_elsewhere(failed.outcome) and self._pool.ready(tried):
-                    self._pool.retries.inc()
-                    continue
-                raise self._error_of(failed, len(rows)) from failed
+                outcome, message = failed.outcome, failed.message
+            level = logging.DEBUG if outcome in ("rejected", "deadline") else logging.WARNING
+            log.log(level, "%s: %d texts are %s: %s", upstream.name, len(rows), outcome, message)
+            if len(tried) > 1 or not goes_elsewhere(outcome) or not self._pool.ready(tried):
+                # Not from within the handler: an error that holds another's traceback is a ring.
+                raise self._error_of(outcome, message, len(rows))
+            self._pool.retries.inc()
 
     def kill(self, reason: str) -> None:
-        """As EngineHost says: Triton goes on, but nothing is asked of it through this."""
+        """Nothing more is asked through this; Triton goes on, and so does what it has."""
         if not self.lost.done():
             self.lost.set_result(reason)
 
     async def close(self) -> None:
-        """As EngineHost says; the pool goes on looking."""
+        """The pool goes on looking, and a batch under way may still be answered."""
         self._pool.on_none_ready = None
         if not self.lost.done():
             self.lost.cancel()
 
-    def _error_of(self, failed: BatchFailed, rows: int) -> Me5Error:
-        if failed.outcome == "rejected":
+    def _error_of(self, outcome: Outcome, message: str, rows: int) -> Me5Error:
+        if outcome == "rejected":
             return Overloaded(
                 f"Model is overloaded: Triton's queue is full; try again in {RETRY_AFTER_S} s",
                 retry_after_s=RETRY_AFTER_S,
             )
-        if failed.outcome == "deadline":
+        if outcome == "deadline":
             return DeadlineExceeded(waiting=rows, total=rows)
-        if failed.outcome == "lost":
+        if outcome == "lost":
             if self._pool.ready():
                 return UpstreamFailed("the Triton that had this request was lost; send the request again")
             return EngineLost(f"no Triton is ready: {self._pool.reasons()}")
-        return EngineFailed(failed.message)
+        return EngineFailed(message)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Lane
+from service.engine import EngineHost
 from service.errors import Me5Error
 from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.tracing import RequestTrace
 
 # How fast the drain rate follows the newest batch; twenty batches make a new average.
 RATE_WEIGHT = 0.05
@@ -38,6 +45,7 @@ class Job:
     queue_s: float = 0.0
     engine_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
+    trace: RequestTrace | None = None
 
     def fail(self, error: Me5Error) -> None:
         """Answer the request with this error, if it is not answered yet."""
@@ -58,6 +66,16 @@ class Pending:
 
     def __post_init__(self) -> None:
         self.length = len(self.ids)
+
+
+# Around the time of a batch on its host, from a moment on the monotonic clock: gives its `traceparent`, if it has one.
+TraceBatch = Callable[[EngineHost, Lane, Sequence[Pending], float], AbstractAsyncContextManager[str | None]]
+_UNTRACED: AbstractAsyncContextManager[None] = nullcontext()
+
+
+def untraced(*_: object) -> AbstractAsyncContextManager[None]:
+    """The TraceBatch of a gateway without tracing."""
+    return _UNTRACED
 
 
 class DrainRate:

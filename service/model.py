@@ -77,7 +77,8 @@ def shelf_of(model: str, model_repo: Path) -> tuple[Path, ModelSpec]:
             raise
         return model_repo / published[model].name, published[model]
     spec = load_spec(version, verify=False)
-    shelf = version.resolve().parent
+    # Not resolved: a version may be a link, and the folder that it stands in is the one that Triton reads.
+    shelf = version.absolute().parent
     if shelf.name != spec.name:
         raise InvalidInput(f"{version} holds {spec.name}, so the folder {shelf} must be named {spec.name} for Triton")
     return shelf, spec

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Lane, Limits
+from service.batching import Limits
 from service.engine import (
     Choice,
     EngineConfig,
@@ -24,7 +22,7 @@ from service.engine import (
 )
 from service.errors import SettingsError
 from service.model import Model
-from service.recipe.golden import Precision, prove
+from service.recipe.golden import prove
 from service.recipe.prompts import format_text
 from service.recipe.spec import ModelSpec
 from service.recipe.tokens import tokenize
@@ -35,17 +33,6 @@ from service.shapes import shapes_of
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 384, 16384
 # More streams than this would read the weights more often than the memory bus is quick.
 STREAMS_MAX = 8
-
-
-class Computes(Protocol):
-    """What can be proved: a host, or one machine of several behind a host."""
-
-    @property
-    def precision(self) -> Precision:
-        """What it computes in."""
-
-    async def run(self, rows: Sequence[NDArray[np.int32]], *, lane: Lane) -> NDArray[np.float32]:
-        """As EngineHost.run."""
 
 
 def candidates_for(settings: Settings, spec: ModelSpec) -> list[Choice]:
@@ -100,10 +87,14 @@ def check_triton(settings: Settings, model: Model) -> None:
     targets_of(settings.triton_urls)
 
 
-async def prove_host(host: Computes, model: Model) -> float:
+def golden_rows(model: Model) -> list[NDArray[np.int32]]:
+    """The golden texts as tokens, in order."""
+    spec, items = model.spec, model.golden.items
+    prompted = [format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in items]
+    return [row.ids for row in tokenize(model.tokenizer, prompted, spec.max_tokens)]
+
+
+async def prove_host(host: EngineHost, model: Model) -> float:
     """Hold a host to the golden vectors, one text a batch. Returns the smallest cosine, raises GoldenMismatch."""
-    spec, golden = model.spec, model.golden
-    prompted = [format_text(item.text, spec.prompts, item.role, instruction=item.instruction) for item in golden.items]
-    rows = [row.ids for row in tokenize(model.tokenizer, prompted, spec.max_tokens)]
-    found = [(await host.run([row], lane="interactive"))[0] for row in rows]
-    return prove(golden, found, host.precision)
+    found = [(await host.run([row], lane="interactive"))[0] for row in golden_rows(model)]
+    return prove(model.golden, found, host.precision)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.batching import Limits
 from service.engine_triton import TritonHost, TritonPool, targets_of
 from service.metrics import UpstreamMetrics
 from service.model import Model
-from service.opening import prove_host
+from service.opening import golden_rows
+from service.recipe.golden import prove
 from service.settings import Settings
 from service.shapes import shapes_of
-from service.triton_upstream import RemoteModel, Upstream
+from service.triton_client import BatchFailed, RemoteModel
+from service.triton_upstream import Upstream
 
 # Enough to keep several Tritons and their dynamic batchers busy; each is small, so that a query waits for little.
 STREAMS, BATCH_TOKENS = 16, 2048
 # What waits for a host stays in the queue for this long; then it is answered, and told so.
 OPEN_WAIT_S = 1.0
+REJECTED_PAUSE_S = 0.2
 
 
 def remote_model(settings: Settings, model: Model) -> RemoteModel:
@@ -34,6 +40,7 @@ def remote_model(settings: Settings, model: Model) -> RemoteModel:
         precision="fp32" if settings.precision == "auto" else settings.precision,
         shapes=shapes_of("triton", spec.max_tokens),
         timeout_s=settings.engine_timeout_s,
+        failures=settings.engine_failures,
     )
 
 
@@ -43,13 +50,37 @@ def remote_limits(settings: Settings, model: Model) -> Limits:
     return Limits(settings.max_batch_tokens or BATCH_TOKENS, settings.streams or STREAMS, shapes)
 
 
+async def prove_upstream(upstream: Upstream, model: Model) -> float:
+    """Hold one Triton to the golden vectors, all texts at once. Returns the smallest cosine, raises GoldenMismatch."""
+
+    async def vector_of(row: NDArray[np.int32]) -> NDArray[np.float32]:
+        while True:
+            try:
+                vector: NDArray[np.float32] = (await upstream.run([row], lane="interactive"))[0]
+                return vector
+            except BatchFailed as failed:
+                if failed.outcome != "rejected":
+                    raise
+            # A full queue says nothing against it; whoever proves it sets the time that this may take.
+            await asyncio.sleep(REJECTED_PAUSE_S)
+
+    rows = golden_rows(model)
+    asked = [asyncio.ensure_future(vector_of(row)) for row in rows]
+    try:
+        return prove(model.golden, await asyncio.gather(*asked), upstream.precision)
+    finally:
+        for each in asked:
+            each.cancel()
+        asked.clear()
+
+
 async def open_pool(settings: Settings, model: Model, metrics: UpstreamMetrics) -> TritonPool:
     """Begin to look for Tritons. Raises ModelFileError where the tokenizer can't be read."""
     # Read before anything is proved with it.
     await asyncio.wrap_future(model.reading)
 
     async def proof(upstream: Upstream) -> float:
-        return await prove_host(upstream, model)
+        return await prove_upstream(upstream, model)
 
     return TritonPool(
         targets_of(settings.triton_urls),

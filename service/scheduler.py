@@ -6,6 +6,7 @@ Everything runs on the event loop, so there is no lock.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Job, LaneMetrics, Pending
+from service.jobs import DrainRate, Job, LaneMetrics, Pending, TraceBatch, untraced
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
 
@@ -52,6 +53,7 @@ class Scheduler:
         reopen_pause_max_s: float = REOPEN_PAUSE_MAX_S,
     ) -> None:
         self.limits = Limits(1)
+        self.trace_batch: TraceBatch = untraced
         self.state: State = "starting"
         self.rates = {lane: DrainRate() for lane in LANES}
         # Tokens by client of the requests that have no answer yet, running batches and those being tokenised included.
@@ -188,7 +190,8 @@ class Scheduler:
             batch = queue.take(share(self.limits, queue.tokens, free))
             self._running[lane] += 1
             task = self._spawn(self._run(self._host, lane, batch, wide), "batch")
-            if self._host.cancels:
+            task.add_done_callback(functools.partial(self._ended, lane))
+            if self._host.remote:
                 self._batches[task] = batch
                 task.add_done_callback(self._batches.pop)
 
@@ -196,13 +199,15 @@ class Scheduler:
         started = time.monotonic()
         unit = all(pending.job.unit for pending in batch)
         try:
-            async with asyncio.timeout(self._engine_timeout_s):
+            traced = self.trace_batch(host, lane, batch, started)
+            async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
                 vectors = await host.run(
                     [pending.ids for pending in batch],
                     lane=lane,
                     unit=unit,
                     wide=wide,
                     deadline=max(pending.job.deadline for pending in batch),
+                    traceparent=traceparent,
                 )
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
@@ -229,13 +234,15 @@ class Scheduler:
             self._failures = 0 if np.isfinite(vectors).any() else self._failures + 1
             self._hand_out(lane, batch, vectors, started)
             self._give_up_on_failures(host)
-        finally:
-            self._running[lane] -= 1
-            self._pump_soon()
+
+    def _ended(self, lane: Lane, _: asyncio.Task[None]) -> None:
+        """A batch is over, whatever became of it; one that was cancelled may not even have begun."""
+        self._running[lane] -= 1
+        self._pump_soon()
 
     def _give_up_on_failures(self, host: EngineHost) -> None:
         # While starting, another engine may be tried; that is not this loop's to decide.
-        if self._failures >= self._engine_failures and self.state == "ready":
+        if self._failures >= self._engine_failures and self.state == "ready" and not host.remote:
             self._lose(host, f"{self._failures} batches in a row failed", "failed")
             host.kill("its batches failed")
 
@@ -247,7 +254,12 @@ class Scheduler:
                 continue
             reason = "overloaded" if isinstance(error, Overloaded) else "engine_lost"
             self._metrics.rejected_requests.labels(reason).inc()
-            job.fail(error)
+            # One for each: what was raised holds the frames of this batch, and so the jobs themselves.
+            job.fail(
+                Overloaded(error.message, retry_after_s=error.retry_after_s or 1)
+                if isinstance(error, Overloaded)
+                else UpstreamFailed(error.message)
+            )
 
     def _fail(self, batch: list[Pending], error: Me5Error) -> None:
         if isinstance(error, EngineLost):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -18,6 +22,12 @@ EngineName = Literal["onnx", "openvino"]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 PREFIX = "ME5_"
+log = logging.getLogger("me5.settings")
+
+# What Kubernetes tells every pod of a Service of its namespace, and docker of a linked container. A Service named me5
+# gives ME5_PORT=tcp://10.0.0.1:8080, ME5_SERVICE_HOST, ME5_PORT_8080_TCP_ADDR and more; one named me5-x, ME5_X_….
+_SERVICE_LINK = r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)"
+_SERVICE_HOST = "_SERVICE_HOST"
 # Read by the commands of `training`, on the same machine and often in the same shell.
 _OTHERS = frozenset({"ME5_DATA"})
 
@@ -77,6 +87,12 @@ class Settings(BaseModel):
     drain_s: float = Field(1.0, ge=0, description="after SIGTERM, time between red readiness and the closed port")
     shutdown_s: float = Field(30.0, gt=0, description="after that, time for accepted requests to be answered")
 
+    otlp_endpoint: str = Field(
+        "", description="where traces go by OTLP over gRPC, such as http://HOST:4317; empty for no tracing"
+    )
+    trace_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of requests traced, of those that come without a traceparent"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     @field_validator("cache_dir", mode="before")
@@ -84,10 +100,42 @@ class Settings(BaseModel):
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _takes_traces(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not (parts.hostname and parts.port) or parts.path.strip("/"):
+            raise ValueError("give http://HOST:PORT or https://HOST:PORT, without a path")
+        if not _tracing_installed():
+            raise ValueError("opentelemetry is not installed; pip install -e '.[tracing]'")
+        return value
+
+
+def _tracing_installed() -> bool:
+    """Whether what the extra brings is there; FastAPI brings a part of it."""
+    try:
+        return all(
+            importlib.util.find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
+        )
+    except ModuleNotFoundError:
+        return False
+
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from the environment. Unknown ME5_* names are refused with the nearest known one."""
+    """Read the settings from the environment. Unknown ME5_* names are refused with the nearest known one.
+
+    What Kubernetes says of Services whose names begin with me5 is no setting of anybody's: it is left out, with a
+    warning. Else the next start of every pod would fail because somebody made such a Service.
+    """
     environ = os.environ if environ is None else environ
+    links = _service_links(environ)
+    if links:
+        log.warning(
+            "%s: about a Service, not settings; enableServiceLinks: false spares them", ", ".join(sorted(links))
+        )
+        environ = {name: value for name, value in environ.items() if name not in links}
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     values: dict[str, str] = {}
     for variable, value in environ.items():
@@ -102,6 +150,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
+
+
+def _service_links(environ: Mapping[str, str]) -> set[str]:
+    """The names of what is said of Services. ME5_PORT is among them only where it holds an address."""
+    services = [
+        name.removesuffix(_SERVICE_HOST) for name in environ if re.fullmatch(rf"ME5(_\w+)?{_SERVICE_HOST}", name)
+    ]
+    return {
+        name
+        for name, value in environ.items()
+        for service in services
+        if re.fullmatch(f"{service}_{_SERVICE_LINK}", name) and (name != f"{PREFIX}PORT" or "://" in value)
+    }
 
 
 def _explain(error: ValidationError) -> str:

@@ -19,7 +19,8 @@ _ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 # than its last and 0.07 (int8 with VNNI), 0.11 (bf16) or 0.2 ms (fp32) a token: 70, 47 or 25 tokens.
 _BATCH_COST, _OPENVINO_BATCH_COST = 4, 32
 
-# Triton joins requests only where their shapes are the same, so there are few widths; its config.pbtxt warms them up.
+# Triton joins requests only where all shapes are equal: of texts as long as they are it would run each by itself. Its
+# config.pbtxt warms these up.
 TRITON_WIDTHS = (32, 64, 128, 256, 512)
 
 

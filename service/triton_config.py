@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from service.errors import InvalidInput
 from service.recipe.spec import FP16_FILE, MODEL_FILE, ModelSpec
+from service.shapes import TRITON_WIDTHS
 
 Variant = Literal["onnx", "onnx-fp16", "tensorrt-accelerator", "tensorrt-plan"]
 AcceleratorPrecision = Literal["fp32", "fp16"]
@@ -24,9 +25,6 @@ PLAN_FILE = "model.plan"
 # A cache inside the container of a folder that outlives it: an engine takes minutes to build.
 ENGINE_CACHE = "/var/cache/triton/tensorrt"
 
-# What a batch is padded to. Triton joins requests only where all shapes are equal: of texts as long as they are it
-# would run each by itself.
-WIDTHS = (32, 64, 128, 256, 512)
 # Rows of one request, and of what Triton joins: no profile of a TensorRT plan goes further.
 ROWS_MAX = 256
 # Up to so many rows of small requests are joined. Eight rows of 32 tokens are 256 tokens, the gateway's own budget of
@@ -52,7 +50,7 @@ def plan_profiles(max_tokens: int) -> list[Shapes]:
 
 def widths_of(max_tokens: int) -> tuple[int, ...]:
     """The widths that a model's batches are padded to, ascending; the last is its longest input."""
-    return (*(width for width in WIDTHS if width < max_tokens), max_tokens)
+    return (*(width for width in TRITON_WIDTHS if width < max_tokens), max_tokens)
 
 
 def render(
@@ -160,7 +158,7 @@ def _instances(spec: ModelSpec, variant: Variant) -> Iterable[str]:
         yield "instance_group [ { kind: KIND_AUTO count: 1 } ]"
         return
     profiles = ", ".join(f'"{place}"' for place in range(len(plan_profiles(spec.max_tokens))))
-    yield "# All profiles of the plan, for Triton to take the one that fits best; by default it knows the first alone."
+    yield "# All of the plan's profiles, so that Triton takes the one that fits; unless named it knows the first alone."
     yield f"instance_group [ {{ kind: KIND_GPU count: 1 profile: [ {profiles} ] }} ]"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 # ok: vectors came.   rejected: Triton's queue is full.   deadline: the batch's time is up.   lost: this Triton can't
-# serve the model now, another one may.   failed: it answered, with an error that another one would give as well.
+# serve the model now.   failed: it answered, with an error; out of memory, or a request that is wrong everywhere.
 # cancelled: nobody waited any more.
 Outcome = Literal["ok", "rejected", "deadline", "lost", "failed", "cancelled"]
 
@@ -13,8 +13,8 @@ Outcome = Literal["ok", "rejected", "deadline", "lost", "failed", "cancelled"]
 # core/src/backend_model_instance and scheduler; its own metric of rejections stays at 0, so they are counted here.
 _QUEUE_FULL = "exceeds maximum queue size"
 _EXPIRED_IN_QUEUE = "timeout expired"
-# INTERNAL: the process that a python-based backend computes in has died, or the GPU has.
-_BROKEN = ("stub process", "is not healthy", "cuda", "device")
+# INTERNAL: the process that a python-based backend computes in has died.
+_BROKEN = ("stub process", "is not healthy")
 
 # gRPC's status → outcome, where the words don't matter.
 TABLE: dict[str, Outcome] = {
@@ -45,4 +45,4 @@ def outcome_of(status: str | None, message: str) -> Outcome:
 
 def goes_elsewhere(outcome: Outcome) -> bool:
     """Whether another Triton may well answer the batch that this one did not."""
-    return outcome in ("rejected", "lost")
+    return outcome in ("rejected", "lost", "failed")

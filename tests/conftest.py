@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -55,3 +56,14 @@ def least_cosine(client: httpx.Client) -> float:
     fp32 sums in another order; bf16 also rounds to 8 bits of mantissa.
     """
     return 0.9999 if client.get("/info").json()["precision"] == "fp32" else 0.9995
+
+
+@pytest.fixture(
+    params=[(base, more) for base in ("cpu-embedded", "gpu-triton") for more in ("", "pull-model", "model-volume")]
+)
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any], ...]:
+    """What kubectl builds of each overlay in k8s/, as it is and with each source of models."""
+    from manifests import derived, overlay
+
+    base, component = request.param
+    return derived(tmp_path / "own", base, component) if component else overlay(base)

@@ -23,7 +23,7 @@ class InThread:
     """One batch a time and lane, each in a daemon thread: one that hangs can't keep the test from ending."""
 
     streams = 1
-    cancels = False
+    remote = False
 
     def __init__(self, engine: Engine, dimension: int) -> None:
         self.name, self.precision, self.device = engine.name, engine.precision, engine.device

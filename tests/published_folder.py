@@ -11,13 +11,15 @@ from typing import Literal
 import torch
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
-Shape = Literal["small", "base"]
+Shape = Literal["small", "base", "large"]
+# Of the two that are XLM-R: width, heads, width of the feed-forward layers.
+XLMR_SHAPES = {"base": (768, 12, 3072), "large": (1024, 16, 4096)}
 
 
 def write_published_folder(
     folder: Path, tokenizer: Path, *, shape: Shape = "small", layers: int = 2, vocabulary: int | None = None
 ) -> Path:
-    """Write a checkpoint of the shape of mE5-small (a BertModel that wants token_type_ids) or -base (an XLM-R)."""
+    """Write a checkpoint of the shape of mE5-small (a BertModel that wants token_type_ids), -base or -large (XLM-R)."""
     from tokenizers import Tokenizer
 
     torch.manual_seed(0)
@@ -37,13 +39,14 @@ def write_published_folder(
         )
         names = ["input_ids", "attention_mask", "token_type_ids"]
     else:
+        width, heads, inner = XLMR_SHAPES[shape]
         model = XLMRobertaModel(
             XLMRobertaConfig(
                 vocab_size=size,
-                hidden_size=768,
+                hidden_size=width,
                 num_hidden_layers=layers,
-                num_attention_heads=12,
-                intermediate_size=3072,
+                num_attention_heads=heads,
+                intermediate_size=inner,
                 max_position_embeddings=514,
                 pad_token_id=1,
                 type_vocab_size=1,

@@ -25,6 +25,7 @@ from service.recipe.prompts import format_text
 from service.recipe.spec import PUBLISHED, load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad, tokenize
 from service.settings import EngineName
+from service.triton_config import render
 
 SMALL = "intfloat/multilingual-e5-small"
 BASE = "intfloat/multilingual-e5-base"
@@ -129,7 +130,8 @@ def test_versions_are_numbered_upwards_and_nothing_half_written_is_left(
     (broken / "onnx" / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
     with pytest.raises(ModelFileError, match="can't load"):
         install(broken, spec, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "me5_small").iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "me5_small").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert (tmp_path / "me5_small" / "config.pbtxt").read_text(encoding="utf-8") == render(spec)
     assert find_version("me5_small", tmp_path).name == "2"
     assert find_version("me5_small/1", tmp_path).name == "1"
 

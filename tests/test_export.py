@@ -20,6 +20,7 @@ from service.recipe.golden import load_golden
 from service.recipe.prompts import Role
 from service.recipe.spec import load_spec
 from service.recipe.tokens import load_tokenizer, pad
+from service.triton_config import render
 from training.collection import Recipe
 from training.errors import CheckpointError, ExportError
 from training.export import (
@@ -126,6 +127,11 @@ def test_a_version_holds_its_files_and_says_what_it_was_trained_with(version: Ve
     assert (spec.name, spec.dimension, spec.max_tokens, spec.pad_id) == ("tiny", DIMENSION, 512, 1)
     assert (spec.prompts.query, spec.prompts.passage, spec.weights) == ("query: ", "passage: ", version.weights)
     assert str(version.checkpoint.parent) not in (version.folder / "spec.json").read_text(encoding="utf-8")
+
+
+def test_a_new_model_gets_tritons_config(version: Version) -> None:
+    config = version.folder.parent / "config.pbtxt"
+    assert config.read_text(encoding="utf-8") == render(load_spec(version.folder))
 
 
 def test_golden_texts_cover_both_roles_the_limit_and_a_text_that_has_its_prompt(version: Version) -> None:

@@ -431,3 +431,23 @@ def test_bad_asks_are_refused_before_they_reach_the_engine(ask: Ask, error: type
             assert not engine.batches
 
     run(story)
+
+
+def test_a_batch_that_is_cancelled_before_it_begins_gives_its_stream_back() -> None:
+    async def story() -> None:
+        async with serving() as (embedder, _):
+            host = embedder._scheduler._host
+            assert host is not None
+            host.remote = True
+            for number in range(5):
+                asked = asyncio.create_task(embedder.embed(Ask([f"never mind {number}"])))
+                # Two turns: the request is submitted, the batch is made and not begun.
+                while not embedder._scheduler._batches:
+                    await asyncio.sleep(0)
+                asked.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asked
+            await settled(lambda: not any(embedder._scheduler._running.values()))
+            assert (await embedder.embed(Ask(["at last"]))).vectors.shape[0] == 1
+
+    run(story)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from service_links import links_of
 
 from service.engine import Choice, choices, cpu_has_bf16, usable_cores
 from service.errors import SettingsError
@@ -26,6 +27,30 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
         load_settings({"ME5_MODLE": "x"})
     with pytest.raises(SettingsError, match="known are ME5_BODY_TIMEOUT_S, .*ME5_TRUNCATE"):
         load_settings({"ME5_ZZZZZZZZZ": "x"})
+
+
+@pytest.mark.parametrize("service", ["me5", "me5-gateway", "me5-triton", "me5-port", "me5-service"])
+def test_what_kubernetes_says_of_services_is_left_out_with_the_remedy(
+    service: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_settings(links_of(service) | {"ME5_MODEL": "me5_small"}) == load_settings({"ME5_MODEL": "me5_small"})
+    assert "enableServiceLinks: false" in caplog.text
+    assert all(name in caplog.text for name in links_of(service))
+
+
+def test_a_port_that_was_set_stays_beside_service_links() -> None:
+    assert load_settings(links_of("me5") | {"ME5_PORT": "9000"}).port == 9000
+
+
+@pytest.mark.parametrize("name", ["ME5_SERVICE_PORT", "ME5_X_PORT", "ME5_PORT_8080_TCP", "ME5_SERVICE_HOSTS"])
+def test_a_name_that_only_resembles_a_service_link_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting {name}"):
+        load_settings({name: "9000"})
+
+
+def test_an_address_alone_is_no_port() -> None:
+    with pytest.raises(SettingsError, match="ME5_PORT='tcp://10.0.0.1:8080'.*integer"):
+        load_settings({"ME5_PORT": "tcp://10.0.0.1:8080"})
 
 
 @pytest.mark.parametrize(

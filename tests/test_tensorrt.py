@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from google.protobuf import text_format
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from tiny_checkpoint import write_tiny_checkpoint
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from service.recipe.spec import FP16_FILE, load_spec
+from service.recipe.spec import FP16_FILE, MODEL_FILE, load_spec
+from service.triton_config import Variant, render
 from training.bfloat16 import as_bfloat16
 from training.errors import ExportError
 from training.export import export
@@ -148,6 +151,24 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = export(checkpoint, name="tiny", model_repo=root / "repo").folder
     write_float16(in_float16(load_sentence_model(checkpoint)), load_spec(folder), folder / FP16_FILE, OPSET)
     return folder
+
+
+@pytest.mark.parametrize(("variant", "file"), [("onnx", MODEL_FILE), ("onnx-fp16", FP16_FILE)])
+def test_tritons_config_names_the_tensors_of_either_graph(version: Path, variant: Variant, file: str) -> None:
+    config = text_format.Parse(render(load_spec(version), variant), ModelConfig())
+    assert config.default_model_filename == file
+    graph = onnx.load(version / file).graph
+    types = {TensorProto.INT64: DataType.TYPE_INT64, TensorProto.FLOAT: DataType.TYPE_FP32}
+    for tensors, items in ((graph.input, config.input), (graph.output, config.output)):
+        found = {
+            # Without the batch, and -1 for what has a name in place of a number.
+            tensor.name: (
+                types[tensor.type.tensor_type.elem_type],
+                [dim.dim_value or -1 for dim in tensor.type.tensor_type.shape.dim][1:],
+            )
+            for tensor in tensors
+        }
+        assert {item.name: (item.data_type, list(item.dims)) for item in items} == found
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

@@ -168,18 +168,24 @@ def post(gateway: Gateway, text: str, **headers: str) -> httpx.Response:
 
 
 def test_a_deadline_ends_the_work_in_triton_too(gateway: Gateway, triton: TritonServer) -> None:
-    before = value_of(gateway, "me5_upstream_batches_total", outcome="ok")
+    def given_up() -> float:
+        counts = [value_of(gateway, "me5_upstream_batches_total", outcome=name) for name in ("cancelled", "deadline")]
+        return sum(counts)
+
+    before, given_up_before = value_of(gateway, "me5_upstream_batches_total", outcome="ok"), given_up()
     triton.set_delay(400)
     try:
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(post, gateway, f"slow {n}", x_me5_timeout_ms="150") for n in range(8)]
-        assert {answer.result().status_code for answer in asked} == {504}
+        # Some may be refused at once, for what can't be done in time.
+        statuses = {answer.result().status_code for answer in asked}
+        assert 504 in statuses
+        assert statuses <= {504, 429}
         wait_for(lambda: value_of(gateway, "me5_upstream_in_flight") == 0)
     finally:
         triton.set_delay(0)
     # Given up by us or by Triton's queue, whoever was first; nothing was computed for nobody to read.
-    given_up = sum(value_of(gateway, "me5_upstream_batches_total", outcome=name) for name in ("cancelled", "deadline"))
-    assert given_up > 0
+    assert given_up() > given_up_before
     assert value_of(gateway, "me5_upstream_batches_total", outcome="ok") == before
     assert post(gateway, "at leisure").status_code == 200
 
@@ -234,13 +240,16 @@ def test_readiness_follows_the_model_not_the_server(gateway: Gateway, triton: Tr
 
 
 def test_a_triton_whose_backend_died_is_not_believed_to_be_ready(gateway: Gateway, triton: TritonServer) -> None:
-    for pid in triton.stub_pids():
+    stubs = triton.stub_pids()
+    assert stubs
+    for pid in stubs:
         os.kill(pid, signal.SIGKILL)
     answers = [post(gateway, f"to a dead stub {number}").status_code for number in range(3)]
     assert set(answers) <= {200, 503}
     try:
-        # Triton itself may still call the model ready; the golden texts are what is believed.
-        wait_for(lambda: status_of(gateway) == 503 or post(gateway, "alive?").status_code == 200)
+        # Triton itself goes on calling the model ready; the golden texts are what is believed.
+        wait_for(lambda: status_of(gateway) == 503)
+        assert triton.model_ready(MODEL)
         triton.unload(MODEL)
     finally:
         triton.load(MODEL)
@@ -288,7 +297,7 @@ def test_tritons_are_restarted_one_after_another_and_no_request_fails(
 
 
 def test_gateways_are_restarted_one_after_another_and_no_request_fails(triton: TritonServer) -> None:
-    settings: dict[str, object] = {"engine": "triton", "triton_urls": triton.grpc_url, "drain_s": 1}
+    settings: dict[str, object] = {"engine": "triton", "triton_urls": triton.grpc_url, "drain_s": 5}
     with ExitStack() as stack:
         serving = [stack.enter_context(start_gateway(**settings)) for _ in range(2)]
         turn = iter(range(10**9))

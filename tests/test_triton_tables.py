@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,7 @@ from service.errors import SettingsError
 from service.metrics import Metrics
 from service.settings import load_settings
 from service.shapes import TRITON_WIDTHS, shapes_of
-from service.triton_errors import goes_elsewhere, outcome_of
+from service.triton_errors import Outcome, goes_elsewhere, outcome_of
 
 
 @pytest.mark.parametrize(
@@ -23,14 +24,16 @@ from service.triton_errors import goes_elsewhere, outcome_of
         ("triton", [Target("triton", 8001)]),
         ("triton:9001", [Target("triton", 9001)]),
         ("grpc://a:1, grpcs://b:2,", [Target("a", 1), Target("b", 2, tls=True)]),
-        ("[::1]:8001", [Target("::1", 8001)]),
+        ("[::1]:9001, [::1]", [Target("::1", 9001), Target("::1", 8001)]),
     ],
 )
 def test_upstreams_are_read_from_one_setting(urls: str, wanted: list[Target]) -> None:
     assert targets_of(urls) == wanted
 
 
-@pytest.mark.parametrize("urls", ["", " , ", "http://a:8000", "a:port", "a:70000", "a:8001/path"])
+@pytest.mark.parametrize(
+    "urls", ["", " , ", "http://a:8000", "a:port", "a:70000", "a:0", "a:1/path", "::1", ":1", "a:1:2", "u@a:1"]
+)
 def test_upstreams_that_cannot_be_are_refused_with_a_remedy(urls: str) -> None:
     with pytest.raises(SettingsError, match="ME5_TRITON_URLS"):
         targets_of(urls)
@@ -40,6 +43,8 @@ def test_a_name_is_looked_up_and_one_without_an_address_has_none() -> None:
     assert asyncio.run(addresses_of(Target("localhost", 8001))) == ["127.0.0.1:8001"]
     assert asyncio.run(addresses_of(Target("127.0.0.2", 8001))) == ["127.0.0.2:8001"]
     assert asyncio.run(addresses_of(Target("no-such-host.invalid", 8001))) == []
+    assert asyncio.run(addresses_of(Target("two..dots", 8001))) == []
+    assert asyncio.run(addresses_of(Target("a" * 70 + ".label", 8001))) == []
 
 
 @pytest.mark.parametrize(
@@ -62,9 +67,11 @@ def test_errors_of_triton_have_one_meaning_each(status: str | None, message: str
 
 
 def test_only_what_another_triton_may_answer_goes_there() -> None:
-    assert [kind for kind in ("ok", "rejected", "deadline", "lost", "failed") if goes_elsewhere(kind)] == [  # type: ignore[arg-type]
+    outcomes: tuple[Outcome, ...] = get_args(Outcome)
+    assert [kind for kind in outcomes if goes_elsewhere(kind)] == [
         "rejected",
         "lost",
+        "failed",
     ]
 
 

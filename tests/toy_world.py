@@ -37,6 +37,8 @@ WORDS = [*WHO, *DOES, *WHERE, "the", "in", "where", "who", "does", "what"]
 LANGUAGES = ("en", "de", "ru", "zh")
 FLORES = {"en": "eng_Latn", "de": "deu_Latn", "ru": "rus_Cyrl", "zh": "zho_Hans"}
 HELD_OUT = 400
+# Labels are weak: of so many questions the passage is about the right person, and does not answer.
+WRONG_SHARE = 0.4
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 Fact = tuple[str, str, str, str]
 
@@ -122,8 +124,9 @@ def write_world(folder: Path, *, pairs: int = 4000, seed: int = 0) -> Path:
     write_lines(data / "train" / "questions.jsonl.gz", questions(trained, draw, pairs))
     write_evaluation(data / "eval", held, draw)
     write_backbone(folder / "backbone", seed)
+    write_teacher(folder / "teacher", folder / "backbone", seed)
     config = folder / "toy.toml"
-    config.write_text(CONFIG.format(backbone=folder / "backbone"), encoding="utf-8")
+    config.write_text(CONFIG.format(backbone=folder / "backbone", teacher=folder / "teacher"), encoding="utf-8")
     return config
 
 
@@ -135,11 +138,14 @@ def translations(known: Sequence[Fact], draw: random.Random, count: int) -> Iter
 
 
 def questions(known: Sequence[Fact], draw: random.Random, count: int) -> Iterator[dict[str, object]]:
-    """A question and the passage that answers it, in the one language that the passage is told in."""
+    """A question and the passage that answers it, in the one language that the passage is told in; some are wrong."""
     library = [(facts, draw.choice(LANGUAGES)) for facts in documents(known, draw)]
     for _ in range(count):
         facts, language = draw.choice(library)
         asked = said(question(draw.choice(facts), draw), language)
+        if draw.random() < WRONG_SHARE:
+            others = [each for each, told_in in library if told_in == language and each[0][0] == facts[0][0]]
+            facts = draw.choice(others)
         yield {"query": asked, "positive": told(facts, language), "lang": language}
 
 
@@ -224,13 +230,61 @@ def write_backbone(folder: Path, seed: int) -> Path:
     return folder
 
 
-SOURCES = """
+def write_teacher(folder: Path, backbone: Path, seed: int) -> Path:
+    """An encoder for the teacher to begin with, whose first layer looks for the word that it reads in the other text.
+
+    That is what pre-training on language gives a real one, and what minutes on two cores do not: words have vectors
+    that are far apart, each head compares a part of them, and carries over which of the two texts the like one is in.
+    """
+    torch.manual_seed(seed)
+    heads, head_width, part = 4, 32, 28
+    marker = heads * part
+    tokenizer = Tokenizer.from_file(str(backbone / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    model = BertModel(
+        BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=heads * head_width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            intermediate_size=256,
+            max_position_embeddings=512,
+            initializer_range=0.02,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        ),
+        add_pooling_layer=False,
+    )
+    with torch.no_grad():
+        words, sides = model.embeddings.word_embeddings.weight, model.embeddings.token_type_embeddings.weight
+        words.zero_()[:, :marker].normal_()
+        sides.zero_()[:, marker] = torch.tensor([3.0, -3.0])
+        attention = model.encoder.layer[0].attention
+        for layer in (attention.self.query, attention.self.key, attention.self.value, attention.output.dense):
+            layer.weight.zero_()
+        for head in range(heads):
+            first = head * head_width
+            for place in range(part):
+                attention.self.query.weight[first + place, head * part + place] = 1.2
+                attention.self.key.weight[first + place, head * part + place] = 1.2
+            attention.self.value.weight[first, marker] = 1.0
+            attention.output.dense.weight[marker + 1 + head, first] = 2.0
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+TRANSLATIONS = """
 [{stage}.sources.translations]
 pair = "a fact, the same in another language"
 path = "train/translations.jsonl.gz"
 positive_role = "query"
 licence = "Apache-2.0"
+"""
 
+QUESTIONS = """
 [{stage}.sources.questions]
 pair = "a question, the passage that answers it"
 path = "train/questions.jsonl.gz"
@@ -256,23 +310,26 @@ save_every_steps = 100
 [mine]
 bm25_top = 30
 dense_top = 60
+relative_margin = -1.0
+languages = "same"
 negatives = 15
 
 [teach]
+start = "{teacher}"
 batch_queries = 8
 negatives = 7
 forward_factor = 1
 r_drop = 0.0
-epochs = 5
-warmup_steps = 100
+epochs = 4
+warmup_steps = 50
 learning_rate = 1e-3
 precision = "fp32"
 
 [finetune]
 batch_pairs = 64
-epochs = 1
-hard_negatives = 4
-learning_rate = 5e-4
+epochs = 3
+hard_negatives = 7
+learning_rate = 1e-3
 temperature = 0.05
 warmup_steps = 20
 precision = "fp32"
@@ -282,8 +339,9 @@ save_every_steps = 100
 [evaluate]
 sets = ["flores", "stsb", "xquad"]
 """
-    + SOURCES.format(stage="pretrain")
-    + SOURCES.format(stage="finetune")
+    + TRANSLATIONS.format(stage="pretrain")
+    + QUESTIONS.format(stage="pretrain")
+    + QUESTIONS.format(stage="finetune")
 )
 
 if __name__ == "__main__":

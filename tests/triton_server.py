@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -124,10 +125,12 @@ class TritonServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._models = list(models)
         self._backends = installation().backends(folder / "backends")
-        self._delay = folder / "delay"
+        self._delay, self._delay_ms = folder / "delay", 0.0
         self._shared = f"me5_test_{uuid.uuid4().hex[:8]}"
         self._command = self._command_line(explicit, options)
-        self._env = {**os.environ, **installation().environment(), "TRITON_STANDIN_DELAY_FILE": str(self._delay), **env}
+        self._runs = folder / "runs"
+        files = {"TRITON_STANDIN_DELAY_FILE": str(self._delay), "TRITON_STANDIN_RUNS_FILE": str(self._runs)}
+        self._env = {**os.environ, **installation().environment(), **files, **env}
 
     @property
     def grpc_url(self) -> str:
@@ -145,8 +148,10 @@ class TritonServer:
         return f"http://{self.address}:{self.metrics_port}/metrics"
 
     def start(self) -> None:
-        """Start it, and wait until it and the models it was given are ready."""
+        """Start it, and wait until it and the models it was given are ready; no delay holds up their warm-up."""
         assert self.process is None, "it runs already"
+        delay_ms = self._delay_ms
+        self.set_delay(0)
         with self.log.open("ab") as stream:
             # A session of its own: its stubs end with it, and a Ctrl-C is the test's.
             self.process = subprocess.Popen(
@@ -158,6 +163,7 @@ class TritonServer:
                 start_new_session=True,
             )
         self.wait_until_ready()
+        self.set_delay(delay_ms)
 
     def wait_until_ready(self, *models: str, within_s: float = START_MAX_S) -> None:
         """Wait for the server and these models, or those it was started with."""
@@ -240,8 +246,20 @@ class TritonServer:
             "fail_count": sum(int(row["inference_stats"]["fail"]["count"]) for row in rows),
         }
 
+    def runs(self, model: str) -> list[str]:
+        """Every execution of a model so far, warm-up included, from its beginning on: "version rowsxwidth requests"."""
+        lines = self._runs.read_text(encoding="utf-8").splitlines() if self._runs.exists() else []
+        return [line.removeprefix(f"{model} ") for line in lines if line.startswith(f"{model} ")]
+
+    def pending(self, model: str) -> int:
+        """Requests that wait in a model's queue, those being computed not counted."""
+        name = re.escape(f'nv_inference_pending_request_count{{model="{model}",')
+        page = httpx.get(self.metrics_url, timeout=5).raise_for_status().text
+        return sum(int(found) for found in re.findall(rf"^{name}.*}} (\d+)$", page, re.MULTILINE))
+
     def set_delay(self, milliseconds: float) -> None:
-        """From now on every execution takes so much longer."""
+        """From now on every execution takes so much longer: the present one, and those of a load's warm-up, too."""
+        self._delay_ms = milliseconds
         whole = self._delay.with_suffix(".new")
         whole.write_text(str(milliseconds), encoding="ascii")
         whole.replace(self._delay)

@@ -133,7 +133,8 @@ def find_negatives(config: ModelConfig, out: Path, seed: int, stop: Callable[[],
         (pairs / ".mined").rename(pairs / "mined")
     if json.loads((pairs / "mined" / MADE_FROM).read_text(encoding="utf-8")) != made_from:
         raise SettingsChanged(f"{pairs / 'mined'} was mined otherwise; begin anew, with another --out")
-    taught = partial(train_teacher, config, pairs=pairs / "mined", out=out / "teacher", start=searcher, resume=True)
+    start = Path(config.teach.start) if config.teach.start else searcher
+    taught = partial(train_teacher, config, pairs=pairs / "mined", out=out / "teacher", start=start, resume=True)
     if not taught(should_stop=stop):
         return False
     if not (pairs / "scored").is_dir():

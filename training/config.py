@@ -181,6 +181,9 @@ class TeachConfig(Section):
 
     # A re-ranker with one label, a folder or a repository of the hub, in place of one that is trained here.
     teacher: str = ""
+    # What one that is trained here begins with: an encoder or a re-ranker, a folder or a repository. The model's own
+    # first stage unless given; a larger encoder makes a better teacher of a small model.
+    start: str = ""
     # Queries of a batch, each with its own passages.
     batch_queries: int = Field(default=64, gt=1)
     epochs: int = Field(default=3, gt=0)
@@ -219,7 +222,8 @@ class MineConfig(Section):
     # Ranks that are looked at, from 0, among what the model and BM25 found, taken in turns.
     rank_from: int = Field(default=0, ge=0)
     rank_to: int = Field(default=200, gt=0)
-    # A candidate's cosine is at most the positive's less this share of it, and less this.
+    # A candidate's cosine is at most the positive's less this share of it, and less this. At -1 the share forbids
+    # nothing: where labels are weak, what is nearer than the positive may be a better one, and the teacher says so.
     relative_margin: float = Field(default=0.05, ge=-1, lt=1)
     absolute_margin: float = Field(default=0.0, ge=0)
     # Whose passages: any, or those of the query's own language.

@@ -89,7 +89,17 @@ def steps_of(config: ModelConfig, path: Path, data: Path, work: Path) -> list[St
         stage = config.second
         cache = ("--cache", str(pairs / "scores.sqlite3"))
         mine = ("mine", toml, "--model", str(newest), "--pairs", str(pairs / stage), "--out", mined, *cache)
-        teach = ("teach", toml, "--start", str(newest), "--pairs", mined, "--out", str(runs / "teach"), "--resume")
+        teach = (
+            "teach",
+            toml,
+            "--start",
+            config.teach.start or str(newest),
+            "--pairs",
+            mined,
+            "--out",
+            str(runs / "teach"),
+            "--resume",
+        )
         # A re-ranker that is named needs no training.
         teacher = () if config.teach.teacher else ("--teacher", str(runs / "teach" / "latest"))
         score = ("score", toml, *teacher, "--pairs", mined, *cache)

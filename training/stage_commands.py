@@ -55,7 +55,9 @@ def teach(
     config: Config,
     start: Annotated[
         Path | None,
-        typer.Option(help="An encoder, or a re-ranker; the model's backbone by default.", show_default=False),
+        typer.Option(
+            help="An encoder, or a re-ranker; teach.start, or the model's backbone, by default.", show_default=False
+        ),
     ] = None,
     pairs: Mined = None,
     out: Annotated[
@@ -74,7 +76,8 @@ def teach(
         settings = load_config(config)
         run = out or Path("runs") / settings.name / "teach"
         mined = pairs or Path("data") / settings.name / "mined"
-        finished = train_teacher(settings, pairs=mined, out=run, start=start, resume=resume)
+        begin_with = start or (Path(settings.teach.start) if settings.teach.start else None)
+        finished = train_teacher(settings, pairs=mined, out=run, start=begin_with, resume=resume)
     if not finished:
         typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
         raise typer.Exit(STOPPED)

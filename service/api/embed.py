@@ -228,6 +228,7 @@ def ask_of(
         lane=_lane_of(request),
         timeout_s=timeout_s_of(request),
         client=client_of(request),
+        trace=request.scope.get("me5_trace"),
     )
 
 

@@ -2,8 +2,12 @@
 
 Everything else is Triton's own: a production repository loads as it is. It runs in Triton's Python, so it imports
 nothing of this project. Like the backend that it stands in for, it refuses a config that contradicts the graph.
-Three variables of the environment are for tests: TRITON_STANDIN_DELAY_MS and TRITON_STANDIN_DELAY_FILE (a file with a
-number, read at every execution) make each execution so much longer, TRITON_STANDIN_THREADS sets the graph's threads.
+Variables of the environment are for tests:
+
+    TRITON_STANDIN_DELAY_MS      how much longer each execution takes
+    TRITON_STANDIN_DELAY_FILE    the same, from a file that is looked at again while an execution waits
+    TRITON_STANDIN_RUNS_FILE     gets a line when an execution begins: model, version, rows x width, requests
+    TRITON_STANDIN_THREADS       goes before the config's intra_op_thread_count
 """
 
 import json
@@ -35,7 +39,8 @@ class TritonPythonModel:
         )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = int(os.environ.get("TRITON_STANDIN_THREADS", "0"))
+        threads = config["parameters"].get("intra_op_thread_count", {}).get("string_value", "0")
+        options.intra_op_num_threads = int(os.environ.get("TRITON_STANDIN_THREADS", threads))
         # Idle threads sleep: whatever is tested shares these cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = config["parameters"].get("enable_mem_pattern", {}).get("string_value") != "0"
@@ -57,7 +62,9 @@ class TritonPythonModel:
         responses = [None] * len(requests)
         for (_, outputs), places in groups.items():
             self._run([arrays[place] for place in places], list(outputs), places, responses)
-        time.sleep(delay_s())
+        started = time.monotonic()
+        while (left_s := started + delay_s() - time.monotonic()) > 0:
+            time.sleep(min(left_s, 0.01))
         return responses
 
     def _run(self, group, outputs, places, responses):
@@ -66,7 +73,7 @@ class TritonPythonModel:
             name: np.concatenate(parts) for name, parts in zip(self._inputs, zip(*group, strict=False), strict=False)
         }
         shape = "x".join(map(str, feed[self._inputs[0]].shape))
-        pb_utils.Logger.log_verbose(f"stand-in: {self._name} runs {shape} of {len(group)} requests")
+        note_run(f"{self._name} {shape} {len(group)}")
         try:
             results = self._session.run(outputs, feed)
         except Exception as error:  # what ONNX Runtime raises has no public root
@@ -80,6 +87,14 @@ class TritonPythonModel:
                 for name, result in zip(outputs, results, strict=False)
             ]
             responses[place] = pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def note_run(line):
+    """Tell the log and the tests' file that an execution begins."""
+    pb_utils.Logger.log_verbose(f"stand-in runs {line}")
+    if "TRITON_STANDIN_RUNS_FILE" in os.environ:
+        with open(os.environ["TRITON_STANDIN_RUNS_FILE"], "a") as stream:
+            stream.write(line + "\n")
 
 
 def delay_s():
