@@ -38,7 +38,8 @@ def run(world: Path) -> subprocess.CompletedProcess[str]:
 def smaller(world: Path) -> None:
     """The toy in fewer steps: enough to learn, little enough for every run of the tests."""
     config = world / "toy.toml"
-    text = config.read_text().replace("steps = 300", "steps = 120").replace("epochs = 5", "epochs = 1")
+    text = config.read_text().replace("steps = 300", "steps = 120").replace("epochs = 4", "epochs = 1")
+    text = text.replace("epochs = 3", "epochs = 1").replace("hard_negatives = 7", "hard_negatives = 4")
     config.write_text(text.replace("save_every_steps = 100", "save_every_steps = 40"))
 
 
