@@ -30,7 +30,7 @@ from service.triton_upstream import Upstream
 
 log = logging.getLogger("me5.triton")
 
-# How often names are looked up again: a Triton that was added is asked after this at most.
+# How often names are looked up again while a Triton is ready: one that was added is asked after this at most.
 RESOLVE_EVERY_S = 5.0
 # What refused requests are told; Triton says nothing of when its queue has room.
 RETRY_AFTER_S = 1
@@ -176,7 +176,8 @@ class TritonPool:
             except Exception:
                 # Whatever it is, names have to be looked up again.
                 log.exception("looking up ME5_TRITON_URLS failed")
-            await asyncio.sleep(RESOLVE_EVERY_S if self._found else RESOLVE_EVERY_S / 10)
+            # One that is started again may have another address, and all wait for it.
+            await asyncio.sleep(RESOLVE_EVERY_S if self.ready() else RESOLVE_EVERY_S / 10)
 
     async def _resolve(self) -> None:
         found: dict[str, Target] = {}
