@@ -188,7 +188,7 @@ def test_a_cancelled_run_is_cancelled_and_nothing_else_happens_to_it() -> None:
 def test_an_address_that_goes_answers_what_it_has_and_leaves_no_series(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(tritons: list[LittleTriton], pool: TritonPool, host: TritonHost) -> None:
         gone = tritons[0]
-        gone.delay_s = 0.5
+        gone.delay_s = tritons[1].delay_s = 1.0
         asked = [asyncio.create_task(ask(host)) for _ in range(4)]
         await until(lambda: all(each.in_flight for each in pool.ready()))
         pool._take({name: target for name, target in pool._found.items() if name != gone.address})
