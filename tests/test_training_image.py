@@ -24,7 +24,7 @@ pytestmark = [
 IMAGE = "localhost/me5-training:latest"
 CONFIG = """\
 name = "toy"
-backbone = "/work/backbone"
+backbone = "/job/backbone"
 [pretrain]
 batch_pairs = 50
 precision = "fp32"
@@ -38,7 +38,7 @@ path = "train/questions.jsonl"
 def train(folder: Path, *arguments: str) -> str:
     """`python -m training` in the image, as compose would harden it, with one folder to write to."""
     hardened = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--security-opt", "no-new-privileges")
-    return run("podman", "run", "--rm", "--network", "none", *hardened, "-v", f"{folder}:/work", IMAGE, *arguments)
+    return run("podman", "run", "--rm", "--network", "none", *hardened, "-v", f"{folder}:/job", IMAGE, *arguments)
 
 
 def test_the_image_prepares_trains_and_exports_without_rights_or_network(tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_the_image_prepares_trains_and_exports_without_rights_or_network(tmp_pat
     # pytest's folders are the tester's alone; in the image nobody is the tester.
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o644)
-    config = "/work/toy.toml"
-    train(tmp_path, "prepare", config, "--stage", "pretrain", "--data", "/work/pairs", "--out", "/work/prepared")
-    train(tmp_path, "pretrain", config, "--pairs", "/work/prepared", "--out", "/work/run")
-    train(tmp_path, "export", "/work/run/latest", "--name", "toy", "--out", "/work/repo")
+    config = "/job/toy.toml"
+    train(tmp_path, "prepare", config, "--stage", "pretrain", "--data", "/job/pairs", "--out", "/job/prepared")
+    train(tmp_path, "pretrain", config, "--pairs", "/job/prepared", "--out", "/job/run")
+    train(tmp_path, "export", "/job/run/latest", "--name", "toy", "--out", "/job/repo")
     version = tmp_path / "repo" / "toy" / "1"
     assert (version / "model.onnx").stat().st_uid == 10001
     assert (version / "golden.json").is_file()
