@@ -8,12 +8,12 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import cohere, embed, info, ollama, openai, ops, similarity, tokenize
+from service.api import cohere, embed, embed_all, info, ollama, openai, ops, similarity, tokenize
 from service.api.answering import json_response
 from service.api.facade import Facade
 from service.errors import HeadersTooLarge, Me5Error, RequestTimeout, TooManyConnections
 
-CONTRACTS = (embed, similarity, tokenize, info, openai, cohere, ollama, ops)
+CONTRACTS = (embed, embed_all, similarity, tokenize, info, openai, cohere, ollama, ops)
 
 # The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
 POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {}
