@@ -41,7 +41,7 @@ LAYERS = [
     ["service.engine_onnx", "service.engine_openvino"],
     ["service.engine_cache", "service.graph_states"],
     ["service.metrics", "service.settings", "service.span_export"],
-    ["service.batching", "service.triton_config"],
+    ["service.batching", "service.foreign_tokens", "service.triton_config"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
     ["service.processor", "service.shapes", "service.recipe.prompts", "service.recipe.pooling"],
     ["service.errors", "service.triton_errors"],

@@ -15,11 +15,12 @@ from starlette.responses import Response
 
 from service.api.answering import Streamed, answer, headers_of, respond
 from service.api.encoding import NUMBERS_A_SLICE, json_list
+from service.api.facade import NUMBERS, array_of
 from service.api.intake import Intake
 from service.api.options import Inputs, Options, ask_of
 from service.api.reading import parse_inputs_in_turns, read, turns_of
 from service.api.schema import schema_of
-from service.api.tei import ERROR_RESPONSES, TEI
+from service.api.tei import TEI
 from service.asking import Answer
 from service.errors import InvalidInput
 
@@ -37,18 +38,17 @@ class EmbedAllBody(Options):
     inputs: Inputs
 
 
-_ROWS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
-RESPONSES: dict[int | str, dict[str, object]] = {
-    **ERROR_RESPONSES,
-    200: {
-        "description": "A list for each input, with a row for each of its tokens, special tokens included.",
-        "content": {"application/json": {"schema": {"type": "array", "items": _ROWS}}},
-    },
-}
-
-
 @router.post(
-    "/embed_all", openapi_extra=schema_of(EmbedAllBody), responses=RESPONSES, summary="Texts to the states of tokens"
+    "/embed_all",
+    openapi_extra=schema_of(
+        EmbedAllBody, examples={"a passage": {"inputs": "Tea turns bitter.", "prompt_name": "passage"}}
+    ),
+    responses=TEI.responses(
+        "A list for each input, with a row for each of its tokens, special tokens included.",
+        array_of(array_of(NUMBERS)),
+        [[[0.0129, -0.2072, 0.0871], [0.7031, 0.1044, -1.3002]]],
+    ),
+    summary="Texts to the states of tokens",
 )
 async def embed_all(request: Request) -> Response:
     """The token states of each text, prompt included: neither pooled nor scaled to length one."""
