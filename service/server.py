@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -11,8 +12,10 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from service.app import create_app, refuse
 from service.embedder import Embedder, OpenHost, open_process
@@ -20,7 +23,8 @@ from service.errors import Me5Error, SettingsError
 from service.garbage import collect_now_and_then
 from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, exposure
+from service.tls import Certificate, Handshake, open_certificate
 
 log = logging.getLogger("me5.server")
 
@@ -76,6 +80,9 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Taken before the model is read: who else has the port is known at once, and nobody gets it meanwhile.
     listener = bind(settings.host, settings.port)
+    certificate = open_certificate(settings)
+    if warning := exposure(settings):
+        log.warning(warning)
     app = create_app(settings, open_host=open_host)
     embedder: Embedder = app.state.embedder
     try:
@@ -83,6 +90,7 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     except Me5Error:
         await embedder.stop()
         raise
+    protocol = _protocol(settings, embedder.metrics)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -90,19 +98,22 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=_protocol(settings, embedder.metrics),
+        http=_over_tls(protocol, certificate) if certificate else protocol,
         ws="none",
         # Behind our own end of patience, and time for its answers to leave.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_s) + 2,
         # Connections of a client that keeps them open outlive most of its pauses.
         timeout_keep_alive=75,
     )
-    log.info("listening on http://%s:%d", *listener.getsockname()[:2])
+    log.info("listening on %s://%s:%d", "https" if certificate else "http", *listener.getsockname()[:2])
     end_collecting = collect_now_and_then()
+    watching = asyncio.create_task(certificate.watch()) if certificate else None
     try:
         await Server(config, embedder).serve(sockets=[listener])
     finally:
         end_collecting()
+        if watching is not None:
+            watching.cancel()
 
 
 def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
@@ -114,10 +125,28 @@ def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
             header_timeout_s=settings.header_timeout_s,
             write_timeout_s=settings.write_timeout_s,
             metrics=metrics,
-            refuse=refuse,
+            refuse=functools.partial(refuse, settings=settings),
         )
 
     return Limited
+
+
+def _over_tls(protocol: type[HttpProtocol], certificate: Certificate) -> type[asyncio.Protocol]:
+    """The protocol behind a TLS handshake."""
+    limits = protocol.limits
+
+    class OverTls(Handshake):
+        def __init__(self, config: uvicorn.Config, server_state: ServerState, **others: Any) -> None:
+            super().__init__(
+                server_state.connections,
+                functools.partial(protocol, config=config, server_state=server_state, **others),
+                certificate.context,
+                most=limits.max_connections + SPARE_CONNECTIONS,
+                timeout_s=limits.header_timeout_s,
+                count_refused=lambda reason: limits.metrics.refused_connections.labels(reason).inc(),
+            )
+
+    return OverTls
 
 
 def _allow_files(max_connections: int) -> int:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.answering import LANE_HEADER, answer, headers_of, json_response, respond, timeout_s_of
 from service.api.encoding import Dtype, Format, convert, int8_scale, json_list, raw
+from service.api.guard import caller_of
 from service.api.reading import Body, client_of, embedder_of, header_of, parse_inputs_in_turns, parse_texts, read
 from service.api.schema import TEI_ERROR, errors_of, schema_of
 from service.asking import Ask
@@ -216,6 +217,7 @@ def ask_of(
             f"`input_type` {options.input_type!r} and `prompt_name` {options.prompt_name!r} are different roles; "
             "send one of them"
         )
+    caller, lane = caller_of(request.scope), _lane_of(request)
     return Ask(
         inputs=inputs,
         role=default_role if input_type is None else role_of(input_type),
@@ -225,9 +227,10 @@ def ask_of(
         direction=options.truncation_direction,
         normalize=normalize,
         dimensions=dimensions,
-        lane=_lane_of(request),
+        lane=lane if caller is None else caller.lane_for(lane),
         timeout_s=timeout_s_of(request),
         client=client_of(request),
+        caller=caller,
         trace=request.scope.get("me5_trace"),
     )
 

@@ -28,11 +28,13 @@ def inline(node: JsonValue, definitions: dict[str, JsonValue]) -> JsonValue:
 # What every route that takes a body may answer beside 200, by either façade's shape of errors.
 ERRORS = {
     400: "The body is not JSON, or an input is empty.",
+    401: "No API key, or one that is not valid; only where the server was given keys.",
+    403: "The API key may not do this.",
     408: "The body did not arrive in time.",
-    413: "The body is larger than ME5_MAX_BODY_BYTES.",
+    413: "The body is larger than ME5_MAX_BODY_BYTES, or has more tokens than the API key may use at once.",
     415: "The body is compressed.",
     422: "A value is outside its limits; the message names the value, the limit and the remedy.",
-    429: "Too much is waiting; Retry-After says when there will be room.",
+    429: "Too much is waiting, or the API key's tokens are used up; Retry-After says when there will be room.",
     431: "The headers are too large.",
     500: "The engine failed on this request.",
     503: "No engine, too many connections, or the process is ending.",
