@@ -12,10 +12,8 @@ import signal
 import socket
 import sys
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.server import ServerState
 
 from service.app import create_app, refuse
 from service.embedder import Embedder, OpenHost, open_process
@@ -24,7 +22,7 @@ from service.garbage import collect_now_and_then
 from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
 from service.metrics import Metrics
 from service.settings import Settings, exposure
-from service.tls import Certificate, Handshake, open_certificate
+from service.tls import Certificate, Handshakes, open_certificate
 
 log = logging.getLogger("me5.server")
 
@@ -43,9 +41,11 @@ class Server(uvicorn.Server):
     second signal, or SIGINT, skips the first phase; a second SIGINT also the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, embedder: Embedder) -> None:
+    def __init__(self, config: uvicorn.Config, embedder: Embedder, certificate: Certificate | None = None) -> None:
         super().__init__(config)
         self._embedder = embedder
+        self._certificate = certificate
+        self._handshakes: Handshakes | None = None
         self._drain_s = embedder.settings.drain_s
         self._shutdown_s = embedder.settings.shutdown_s
         self._loop = asyncio.get_running_loop()
@@ -63,9 +63,32 @@ class Server(uvicorn.Server):
         else:
             self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own; with a certificate, what listens is ours."""
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        (listener,) = sockets
+        protocol = self.config.http_protocol_class
+        assert issubclass(protocol, HttpProtocol)
+        limits = protocol.limits
+        self._handshakes = Handshakes(
+            listener,
+            self._certificate.context,
+            self.server_state.connections,
+            lambda: protocol(self.config, self.server_state, self.lifespan.state),
+            most=limits.max_connections + SPARE_CONNECTIONS,
+            timeout_s=limits.header_timeout_s,
+            count_refused=lambda reason: limits.metrics.refused_connections.labels(reason).inc(),
+        )
+        self._handshakes.start(self.config.backlog)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own, with an answer for the requests that outlast it: cut off, their clients would see a reset."""
         self._loop.call_later(self._shutdown_s, self._embedder.refuse_all)
+        if self._handshakes is not None:
+            await self._handshakes.stop()
         await super().shutdown(sockets)
 
     def _stop_listening(self) -> None:
@@ -90,7 +113,6 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     except Me5Error:
         await embedder.stop()
         raise
-    protocol = _protocol(settings, embedder.metrics)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -98,7 +120,7 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=_over_tls(protocol, certificate) if certificate else protocol,
+        http=_protocol(settings, embedder.metrics),
         ws="none",
         # Behind our own end of patience, and time for its answers to leave.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_s) + 2,
@@ -109,7 +131,7 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     end_collecting = collect_now_and_then()
     watching = asyncio.create_task(certificate.watch()) if certificate else None
     try:
-        await Server(config, embedder).serve(sockets=[listener])
+        await Server(config, embedder, certificate).serve(sockets=[listener])
     finally:
         end_collecting()
         if watching is not None:
@@ -129,24 +151,6 @@ def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
         )
 
     return Limited
-
-
-def _over_tls(protocol: type[HttpProtocol], certificate: Certificate) -> type[asyncio.Protocol]:
-    """The protocol behind a TLS handshake."""
-    limits = protocol.limits
-
-    class OverTls(Handshake):
-        def __init__(self, config: uvicorn.Config, server_state: ServerState, **others: Any) -> None:
-            super().__init__(
-                server_state.connections,
-                functools.partial(protocol, config=config, server_state=server_state, **others),
-                certificate.context,
-                most=limits.max_connections + SPARE_CONNECTIONS,
-                timeout_s=limits.header_timeout_s,
-                count_refused=lambda reason: limits.metrics.refused_connections.labels(reason).inc(),
-            )
-
-    return OverTls
 
 
 def _allow_files(max_connections: int) -> int:

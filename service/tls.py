@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ log = logging.getLogger("me5.tls")
 
 # How long a closing connection waits for the other side's goodbye; asyncio's own is 30.
 SHUTDOWN_S = 5.0
+# Where accepting fails, it would fail again at once.
+ACCEPT_PAUSE_S = 0.1
 
 
 class Certificate:
@@ -81,83 +84,78 @@ def _load(context: ssl.SSLContext, cert: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-class Handshake(asyncio.Protocol):
-    """A connection before it has spoken TLS. It counts among the connections from its first moment.
+class Handshakes:
+    """Accepts connections and shakes hands. Each counts among the connections from its first moment.
 
-    asyncio tells a protocol of a connection after its handshake only: clients that never finish theirs would hold
-    files that nobody counts. connections: uvicorn's own set.   inner: makes the protocol of what comes after it.
+    asyncio's own server tells of a connection after its handshake only: clients that never finish theirs would hold
+    files that nobody counts, for a minute each. connections: uvicorn's own set, whose size is the count.
+    new_protocol: of a connection, as uvicorn makes it.
     """
 
     def __init__(
         self,
-        connections: set[Any],
-        inner: Callable[[], asyncio.Protocol],
+        listener: socket.socket,
         context: ssl.SSLContext,
+        connections: set[Any],
+        new_protocol: Callable[[], asyncio.Protocol],
         *,
         most: int,
         timeout_s: float,
         count_refused: Callable[[str], None],
     ) -> None:
-        self._connections, self._inner, self._context = connections, inner, context
+        self._listener, self._context = listener, context
+        self._connections, self._new_protocol = connections, new_protocol
         self._most, self._timeout_s, self._count_refused = most, timeout_s, count_refused
-        self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake, unless there are too many connections."""
-        assert isinstance(transport, asyncio.Transport)
-        if len(self._connections) >= self._most:
-            self._count_refused("too_many")
-            transport.abort()
-            return
-        # What has arrived is for the handshake to read.
-        transport.pause_reading()
-        self._transport = transport
-        self._connections.add(self)
-        self._task = asyncio.get_running_loop().create_task(self._shake_hands(transport))
+    def start(self, backlog: int) -> None:
+        """Listen."""
+        self._listener.listen(backlog)
+        self._listener.setblocking(False)
+        self._begin(self._accept())
 
-    def shutdown(self) -> None:
-        """uvicorn ends: nothing was asked yet."""
-        if self._transport is not None:
-            self._transport.abort()
+    async def stop(self) -> None:
+        """Accept no more, and drop those that have not asked anything yet."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        early = _Early()
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                # No file left to accept with, or a client that was gone already.
+                log.warning("a connection could not be accepted: %s", error)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            if len(self._connections) >= self._most:
+                self._count_refused("too_many")
+                connection.close()
+            else:
+                self._begin(self._shake_hands(connection))
+
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        protocol = self._new_protocol()
+        self._connections.add(protocol)
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport,
-                early,
-                self._context,
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._context,
                 ssl_handshake_timeout=self._timeout_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
-        except (OSError, ConnectionError) as error:
-            # Plain HTTP, an old version of TLS, a certificate the client doesn't trust, or silence.
+        except BaseException as error:
+            self._connections.discard(protocol)
+            if not isinstance(error, OSError):
+                raise
+            # Plain HTTP, an old version of TLS, a client that does not trust the certificate, or silence.
             log.debug("no TLS: %s", error)
             self._count_refused("tls_handshake")
-            transport.abort()
-            return
-        finally:
-            self._connections.discard(self)
-        if secured is None or early.lost:
-            return
-        protocol = self._inner()
-        secured.set_protocol(protocol)
-        protocol.connection_made(secured)
-        if early.data:
-            protocol.data_received(bytes(early.data))
-
-
-class _Early(asyncio.Protocol):
-    """Keeps what comes with the handshake's last bytes, before the connection has its protocol."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.lost = False
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self.lost = True
