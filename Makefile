@@ -26,9 +26,9 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
-# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps, certificates.
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
-  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 

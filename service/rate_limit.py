@@ -27,12 +27,12 @@ class Bucket:
         level = self.remaining(now)
         if tokens > level:
             return False
-        self._level, self._at = level - tokens, now
+        self._level, self._at = level - tokens, max(now, self._at)
         return True
 
     def give_back(self, tokens: int, now: float) -> None:
         """Undo a take whose work was not done."""
-        self._level, self._at = min(self.burst, self.remaining(now) + tokens), now
+        self._level, self._at = min(self.burst, self.remaining(now) + tokens), max(now, self._at)
 
     def wait_s(self, tokens: int, now: float) -> float:
         """After how long so many could be taken, if nobody else takes any; infinite where they never fit."""

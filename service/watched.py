@@ -15,7 +15,7 @@ log = logging.getLogger("me5.watched")
 T = TypeVar("T")
 
 # A change is in force after two to three looks.
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 
 
 def read_all(paths: Sequence[Path]) -> list[bytes]:

@@ -13,7 +13,7 @@ from service.errors import Unauthorized
 # Probes, which supervisors send without a key, and pages, whose scripts then ask with one. Everything else is closed,
 # whatever routes there will be.
 OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/openapi.json", "/docs", "/playground"})
-OPEN_BELOW = ("/swagger/", "/playground/", "/static/")
+OPEN_BELOW = ("/swagger/", "/page/")
 METRICS = "/metrics"
 
 _CALLER = "me5_caller"
