@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway_process import Gateway, run_service, start_gateway
+from gateway_process import ROOT, Gateway, run_service, start_gateway
 from metric_series import scrape, series
 
 from service.errors import SettingsError
@@ -247,3 +248,12 @@ def test_a_pair_that_can_not_be_used_is_refused_with_what_is_wrong(
     ended = run_service("serve", tls_cert=cert, tls_key=pairs["second"][1], port=0)
     assert ended.returncode == 2
     assert ended.stderr.decode().splitlines()[-1].endswith("the key is not the certificate's")
+
+
+def test_the_containers_healthcheck_asks_by_https_where_the_gateway_speaks_it(secure: Secure) -> None:
+    found = {**os.environ, "ME5_PORT": str(secure.address[1]), "ME5_TLS_CERT": str(secure.folder / "tls.crt")}
+    program = [sys.executable, "-I", "-S", ROOT / "docker" / "healthcheck.py"]
+    done = subprocess.run(program, env=found, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, '{"status":"ready"}\n')
+    del found["ME5_TLS_CERT"]
+    assert subprocess.run(program, env=found, capture_output=True, check=False).returncode == 1
