@@ -26,13 +26,13 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
-# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps, certificates.
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
-  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -92,6 +92,9 @@ fuzz: $(TEST_STAMP)  ## hostile requests, bodies and texts, for about FUZZ_MINUT
 
 overload: $(TEST_STAMP)  ## a ramp to ten times the capacity, clients that come back when told, fairness by key
 	$(BIN)/python tests/benchmarks/overload.py
+
+keys: $(TEST_STAMP)  ## what keys cost: none, one, a thousand
+	$(BIN)/python tests/benchmarks/keys.py
 
 soak: $(TEST_STAMP)  ## memory over SOAK_MINUTES of requests of every length
 	$(BIN)/python tests/benchmarks/memory.py --minutes $(SOAK_MINUTES)

@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | embed | check | pull | triton-config."""
+"""The command line: python -m service serve | embed | check | keys | pull | triton-config."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 import functools
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
-from service.errors import InvalidInput, Me5Error
-from service.settings import PREFIX, Settings, load_settings
+from service.batching import Lane
+from service.errors import InvalidInput, KeysError, Me5Error
+from service.settings import PREFIX, Settings, exposure, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
 
 if TYPE_CHECKING:
@@ -27,6 +30,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+keys_app = typer.Typer(help="The keys in ME5_KEYS_FILE; a running gateway takes a change up within seconds.")
+app.add_typer(keys_app, name="keys", no_args_is_help=True)
 
 
 def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -71,9 +78,18 @@ def serve() -> None:
 @plain_errors
 def check() -> None:
     """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
+    from service.gate import open_gate
+    from service.metrics import Metrics
+    from service.tls import open_certificate
+
     settings = load_settings()
     for name, value in settings.model_dump().items():
         print(f"{PREFIX}{name.upper()}={value}")
+    if warning := exposure(settings):
+        print(f"me5: {warning}", file=sys.stderr)
+    open_certificate(settings)
+    if settings.needs_keys:
+        open_gate(settings, Metrics())
 
     async def prove() -> dict[str, str]:
         async with opened(settings) as embedder:
@@ -120,6 +136,57 @@ def embed(
                     print(json.dumps(row, ensure_ascii=False))
 
     asyncio.run(run())
+
+
+@keys_app.command("add")
+@plain_errors
+def add_key(
+    name: Annotated[str, typer.Argument(help="whose key it is: letters, digits, - and _; /metrics shows it")],
+    tokens_per_minute: Annotated[int | None, typer.Option(help="of the model's tokens; without it, no limit")] = None,
+    burst_tokens: Annotated[int | None, typer.Option(help="at once; without it, those of a minute")] = None,
+    lane: Annotated[Lane | None, typer.Option(help="the only one its requests may use")] = None,
+    expires: Annotated[str | None, typer.Option(help="its last day, 2027-12-31, in UTC")] = None,
+) -> None:
+    """Make a key, print it, and write its hash into the file. It can't be shown again."""
+    from service.keys import digest_of, entry_of, new_secret, with_key
+    from service.keys_file import HEADING, read_file, text_of, write_file
+
+    path = _keys_file()
+    text = text_of(read_file(path), path) if path.exists() else HEADING
+    secret = new_secret()
+    given = {"tokens_per_minute": tokens_per_minute, "burst_tokens": burst_tokens, "lane": lane, "expires": expires}
+    write_file(path, with_key(text, name, entry_of(name, {"sha256": digest_of(secret.encode()).hex(), **given})))
+    print(f"key {name} is in {path}; this is the only time it is shown:", file=sys.stderr)
+    print(secret)
+
+
+@keys_app.command("list")
+@plain_errors
+def list_keys() -> None:
+    """The names in the file, with their limits; the keys themselves nobody has."""
+    from service.keys_file import keys_in, read_file
+
+    path = _keys_file()
+    for key in keys_in(read_file(path), path):
+        print(key.describe(time.time()))
+
+
+@keys_app.command("remove")
+@plain_errors
+def remove_key(name: Annotated[str, typer.Argument(help="as `list` shows it")]) -> None:
+    """Take a key out of the file; it is refused within seconds."""
+    from service.keys import without_key
+    from service.keys_file import read_file, text_of, write_file
+
+    path = _keys_file()
+    write_file(path, without_key(text_of(read_file(path), path), name))
+
+
+def _keys_file() -> Path:
+    path = load_settings().keys_file
+    if path is None:
+        raise KeysError("ME5_KEYS_FILE is not set; ME5_KEYS_FILE=keys.toml python -m service keys …")
+    return path
 
 
 @app.command()

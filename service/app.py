@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import time
@@ -21,14 +22,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__
 from service.api.answering import ClientGone
 from service.api.contracts import CONTRACTS, METHODS, POSTS, described, error_response
+from service.api.cors import Cors
+from service.api.guard import Guard, caller_of
 from service.api.intake import Intake
 from service.api.turns import Turns
 from service.embedder import Embedder, OpenHost, open_process
 from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound
 from service.foreign_tokens import ForeignTokens
+from service.gate import open_gate
 from service.loop_lag import watch_lag
 from service.metrics import ERROR_CODES, NO_LABEL, ROUTE_LABELS, ROUTES, Metrics
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, origins_of
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace, Tracing
@@ -54,6 +58,7 @@ def create_app(
     """
     settings = settings or load_settings()
     embedder = Embedder(settings, Metrics(), open_host=open_host)
+    gate = open_gate(settings, embedder.metrics) if settings.needs_keys else None
     tracing = _open_tracing(settings, embedder)
     foreign_tokens = None if settings.openai_tokens is None else ForeignTokens(settings.openai_tokens)
 
@@ -61,7 +66,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await embedder.start()
         end_watch = watch_lag(embedder.metrics.event_loop_lag_s.observe)
+        watching = None if gate is None else asyncio.create_task(gate.watch())
         yield
+        if watching is not None:
+            watching.cancel()
         end_watch()
         await embedder.stop()
         if tracing is not None:
@@ -81,6 +89,7 @@ def create_app(
     app.state.embedder = embedder
     app.state.tracing = tracing
     app.state.foreign_tokens = foreign_tokens
+    app.state.guard = None if gate is None else Guard(gate.callers, metrics_open=settings.metrics_open)
     app.state.turns = Turns()
     app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
     for module in CONTRACTS:
@@ -112,30 +121,52 @@ class Gateway(FastAPI):
         """Starlette's own: FastAPI's looks for a tracer to tell at every request."""
         await Starlette.__call__(self, scope, receive, send)
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """FastAPI's own, with the front outside of it, and what browsers are told outside of everything."""
+        embedder: Embedder = self.state.embedder
+        front = Front(
+            super().build_middleware_stack(), embedder.metrics, self.state.intake, self.state.guard, self.state.tracing
+        )
+        return with_cors(front, embedder.settings)
+
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's own, made once, with whole examples."""
+        """FastAPI's own, made once, with whole examples; where requests need keys it says so, and /docs asks for one."""
         if not self.openapi_schema:
-            described(super().openapi())
+            document = described(super().openapi())
+            if self.state.guard is not None:
+                bearer = {"key": {"type": "http", "scheme": "bearer"}}
+                document.setdefault("components", {})["securitySchemes"] = bearer
+                document["security"] = [{"key": []}]
         assert self.openapi_schema is not None
         return self.openapi_schema
 
-    def build_middleware_stack(self) -> ASGIApp:
-        """FastAPI's own, with the front outside of everything."""
-        embedder: Embedder = self.state.embedder
-        return Front(super().build_middleware_stack(), embedder.metrics, self.state.intake, self.state.tracing)
+
+def with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The application as pages of other origins may ask it, where some may."""
+    origins = origins_of(settings.cors_origins)
+    return Cors(app, origins) if origins else app
 
 
 class Front:
-    """Around every request: its id, its trace, its duration by route, role, lane and code, and a last net for faults.
+    """Around every request: whether it may ask, its id, its trace, its duration by route, role, lane and code, and a
+    last net for faults.
 
     A POST goes straight to its function: routing, dependencies and serialisation of a framework cost more than all that
     an embedding request needs of them.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        intake: Intake,
+        guard: Guard | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.intake = intake
+        self.guard = guard
         self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,25 +177,31 @@ class Front:
         request_id = scope["me5_id"] = _request_id(scope)
         status = 0
         endpoint = POSTS.get(scope["path"]) if scope["method"] == "POST" else None
-        # Probes and scrapes would drown the rest.
-        trace = None if self.tracing is None or endpoint is None else self._begin_trace(self.tracing, scope, request_id)
+        refused = None if self.guard is None else self.guard.refusal(scope)
+        # Probes and scrapes would drown the rest; and who has no key must not fill the collector.
+        traced = self.tracing is not None and endpoint is not None and refused is None
+        trace = self._begin_trace(self.tracing, scope, request_id) if self.tracing is not None and traced else None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                caller = caller_of(scope)
+                more = [] if caller is None else caller.headers(time.monotonic())
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id), *more]
             await send(message)
 
         try:
-            if endpoint is None:
+            if refused is not None:
+                await error_response(scope["path"], refused)(scope, receive, send_with_id)
+            elif endpoint is None:
                 await self.app(scope, receive, send_with_id)
             else:
                 response = await _answered(endpoint, Request(scope, receive, send_with_id))
                 await response(scope, receive, send_with_id)
         except Exception as error:
-            traced = "" if trace is None else f", trace {trace.trace_id}"
-            log.exception("unhandled error, request %s%s", request_id.decode(), traced)
+            known_as = "" if trace is None else f", trace {trace.trace_id}"
+            log.exception("unhandled error, request %s%s", request_id.decode(), known_as)
             if trace is not None:
                 trace.failed(error)
             if status == 0:
@@ -238,13 +275,13 @@ async def _answer_client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED)
 
 
-def refuse(error: Me5Error) -> ASGIApp:
+def refuse(error: Me5Error, settings: Settings) -> ASGIApp:
     """An application that answers every request with this error."""
 
     async def refused(scope: Scope, receive: Receive, send: Send) -> None:
         await error_response(scope["path"], error)(scope, receive, send)
 
-    return refused
+    return with_cors(refused, settings)
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Lane
+from service.callers import Caller
 from service.errors import InvalidInput, TokenizerFailed
 from service.metrics import MIXED_ROLES
 from service.model import Model
@@ -48,6 +49,8 @@ class Ask:
     timeout_s: float | None = None
     # Whose request it is: clients share the engine fairly.
     client: str = ""
+    # Its key, where requests need one: charged for the tokens.
+    caller: Caller | None = None
     # Where the request is traced: told what becomes of it.
     trace: RequestTrace | None = None
     instruction_weight: float | None = None

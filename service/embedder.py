@@ -216,6 +216,8 @@ class Embedder:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
         parts = self._check(ask)
         started = time.monotonic()
+        if ask.caller is not None:
+            ask.caller.expect(sum(len(part.inputs) for part in parts), started)
         guess = sum(guess_tokens(part.inputs, self.model.spec.max_tokens) for part in parts)
         lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess)
         self._admit(ask, lane, guess)
@@ -255,14 +257,18 @@ class Embedder:
             trace=ask.trace,
             starts=starts,
         )
-        self._scheduler.submit(job, [item.ids for item in tokens])
-        if ask.trace is not None:
-            ask.trace.queued(time.monotonic(), lane, len(tokens))
+        if ask.caller is not None:
+            ask.caller.charge(total, time.monotonic())
         try:
+            self._scheduler.submit(job, [item.ids for item in tokens])
+            if ask.trace is not None:
+                ask.trace.queued(time.monotonic(), lane, len(tokens))
             await job.done
-        except Me5Error:
+        except Me5Error as error:
             # The job holds the error, and the error this frame: a ring that would keep every text.
             del job
+            if ask.caller is not None:
+                ask.caller.refund(total, error, time.monotonic())
             raise
 
         return answer_of(

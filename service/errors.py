@@ -10,8 +10,12 @@ Me5Error                            500 internal
 │   ├── RequestTimeout              408 request_timeout  the headers or the body did not arrive in time
 │   ├── HeadersTooLarge             431 headers_too_large
 │   ├── BodyTooLarge                413 body_too_large
+│   ├── OverBurst                   413 over_burst       more tokens than the key may ever use at once
+│   ├── Unauthorized                401 invalid_api_key  no key, or one that is not valid (any more)
+│   ├── Forbidden                   403 forbidden        the key is valid, but not for this
 │   └── NotFound                    404 not_found        no such route
 ├── Overloaded                      429 overloaded       the queue is full; carries retry_after_s
+├── RateLimited                     429 rate_limit_exceeded, the key's tokens are used up; carries retry_after_s
 ├── TooManyConnections              503 too_many_connections; carries retry_after_s
 ├── DeadlineExceeded                504 deadline         the request's time is up
 ├── EngineFailed                    500 engine_failed    the engine raised, or gave a vector that is not finite
@@ -20,6 +24,7 @@ Me5Error                            500 internal
 ├── ShuttingDown                    503 shutting_down    the process is about to end
 └── StartupError                    the process can't start; never seen by an HTTP client
     ├── SettingsError               a setting is unknown or outside its limits
+    ├── KeysError                   the file of keys can't be read, or says something that can't be
     ├── ModelNotFound               no such model in the repository
     ├── ModelFileError              a file of the model is missing, damaged or of another version
     └── GoldenMismatch              the engine's vectors are not those the model was trained to give
@@ -53,6 +58,8 @@ class Me5Error(Exception):
     code = "internal"
     # When to try again, where that is known.
     retry_after_s: int | None = None
+    # What its answer has beside.
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -121,6 +128,32 @@ class BodyTooLarge(RequestError):
         )
 
 
+class OverBurst(RequestError):
+    """More tokens than the key's bucket holds when full: no waiting helps, and 413 is what makes clients split."""
+
+    status = 413
+    code = "over_burst"
+
+
+class Unauthorized(RequestError):
+    """No key, or an unknown, expired or disabled one: RFC 6750 has 401 for all of them, with the reason."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, *, given: bool) -> None:
+        super().__init__(message)
+        detail = b', error="invalid_token"' if given else b""
+        self.headers = ((b"www-authenticate", b'Bearer realm="me5"' + detail),)
+
+
+class Forbidden(RequestError):
+    """Whose request it is, is known; this it may not do."""
+
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(RequestError):
     """No such route, or no such model."""
 
@@ -133,6 +166,17 @@ class Overloaded(Me5Error):
 
     status = 429
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(Me5Error):
+    """The key's tokens are used up for now; retry_after_s is when there will be as many as this request has."""
+
+    status = 429
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
@@ -215,6 +259,10 @@ class StartupError(Me5Error):
 
 class SettingsError(StartupError):
     """A setting is unknown or outside its limits."""
+
+
+class KeysError(StartupError):
+    """The file of keys can't be read or written, or says something that can't be. Never holds a secret."""
 
 
 class ModelNotFound(StartupError):

@@ -30,11 +30,13 @@ ROUTE_LABELS = {
 }
 # Those that compute vectors.
 ROUTES = tuple(dict.fromkeys(label for label in ROUTE_LABELS.values() if label not in ("/tokenize", "/decode")))
-ERROR_CODES = ("400", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
+ERROR_CODES = ("400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 RESTART_REASONS = ("died", "hung", "failed")
 REASONS = ("overloaded", "buffered_bytes", "deadline", "abandoned", "engine_lost", "shutting_down")
+KEY_REASONS = ("rate_limit", "over_burst", "forbidden", "expired", "disabled")
+UNAUTHORIZED_REASONS = ("missing", "unknown", "expired", "disabled")
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-CONNECTION_REASONS = ("header_timeout", "headers_too_large", "too_many", "not_reading")
+CONNECTION_REASONS = ("header_timeout", "headers_too_large", "too_many", "not_reading", "tls_handshake")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -167,6 +169,46 @@ class Metrics:
             self.rejected_requests.labels(reason)
         for reason in RESTART_REASONS:
             self.engine_restarts.labels(reason)
+
+
+class KeyMetrics:
+    """Collectors of a gateway whose requests need keys; a label `key` is a name in the file, never a secret."""
+
+    def __init__(self, on: CollectorRegistry) -> None:
+        self.keys = Gauge("me5_keys", "Keys in force.", registry=on)
+        self.file_valid = Gauge(
+            "me5_keys_file_valid",
+            "1 while what the file of keys says is in force; 0: an older version is.",
+            registry=on,
+        )
+        self.unauthorized = Counter(
+            "me5_unauthorized_requests_total", "Requests without a valid key.", ("reason",), registry=on
+        )
+        self.tokens = Counter("me5_key_tokens_total", "Tokens turned into vectors, by key.", ("key",), registry=on)
+        self.rejected = Counter(
+            "me5_key_rejected_total", "Requests refused for what their key may do.", ("key", "reason"), registry=on
+        )
+        for reason in UNAUTHORIZED_REASONS:
+            self.unauthorized.labels(reason)
+
+    def of(self, key: str) -> OneKey:
+        """The children of one key; every series exists from now on."""
+        return OneKey(self, key)
+
+
+class OneKey:
+    """One key's children of the collectors, looked up once.   rejected: by reason."""
+
+    def __init__(self, metrics: KeyMetrics, name: str) -> None:
+        self.tokens = metrics.tokens.labels(name)
+        self.rejected = {reason: metrics.rejected.labels(name, reason) for reason in KEY_REASONS}
+        self._metrics, self._name = metrics, name
+
+    def forget(self) -> None:
+        """There is no such key any more."""
+        self._metrics.tokens.remove(self._name)
+        for reason in KEY_REASONS:
+            self._metrics.rejected.remove(self._name, reason)
 
 
 class UpstreamMetrics:

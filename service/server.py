@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -20,7 +21,8 @@ from service.errors import Me5Error, SettingsError
 from service.garbage import collect_now_and_then
 from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, exposure
+from service.tls import Certificate, Handshakes, open_certificate
 
 log = logging.getLogger("me5.server")
 
@@ -39,9 +41,11 @@ class Server(uvicorn.Server):
     second signal, or SIGINT, skips the first phase; a second SIGINT also the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, embedder: Embedder) -> None:
+    def __init__(self, config: uvicorn.Config, embedder: Embedder, certificate: Certificate | None = None) -> None:
         super().__init__(config)
         self._embedder = embedder
+        self._certificate = certificate
+        self._handshakes: Handshakes | None = None
         self._drain_s = embedder.settings.drain_s
         self._shutdown_s = embedder.settings.shutdown_s
         self._loop = asyncio.get_running_loop()
@@ -59,9 +63,32 @@ class Server(uvicorn.Server):
         else:
             self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own; with a certificate, what listens is ours."""
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        (listener,) = sockets
+        protocol = self.config.http_protocol_class
+        assert issubclass(protocol, HttpProtocol)
+        limits = protocol.limits
+        self._handshakes = Handshakes(
+            listener,
+            self._certificate.context,
+            self.server_state.connections,
+            lambda: protocol(self.config, self.server_state, self.lifespan.state),
+            most=limits.max_connections + SPARE_CONNECTIONS,
+            timeout_s=limits.header_timeout_s,
+            count_refused=lambda reason: limits.metrics.refused_connections.labels(reason).inc(),
+        )
+        self._handshakes.start(self.config.backlog)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own, with an answer for the requests that outlast it: cut off, their clients would see a reset."""
         self._loop.call_later(self._shutdown_s, self._embedder.refuse_all)
+        if self._handshakes is not None:
+            await self._handshakes.stop()
         await super().shutdown(sockets)
 
     def _stop_listening(self) -> None:
@@ -76,6 +103,9 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Taken before the model is read: who else has the port is known at once, and nobody gets it meanwhile.
     listener = bind(settings.host, settings.port)
+    certificate = open_certificate(settings)
+    if warning := exposure(settings):
+        log.warning(warning)
     app = create_app(settings, open_host=open_host)
     embedder: Embedder = app.state.embedder
     try:
@@ -97,12 +127,15 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
         # Connections of a client that keeps them open outlive most of its pauses.
         timeout_keep_alive=75,
     )
-    log.info("listening on http://%s:%d", *listener.getsockname()[:2])
+    log.info("listening on %s://%s:%d", "https" if certificate else "http", *listener.getsockname()[:2])
     end_collecting = collect_now_and_then()
+    watching = asyncio.create_task(certificate.watch()) if certificate else None
     try:
-        await Server(config, embedder).serve(sockets=[listener])
+        await Server(config, embedder, certificate).serve(sockets=[listener])
     finally:
         end_collecting()
+        if watching is not None:
+            watching.cancel()
 
 
 def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
@@ -114,7 +147,7 @@ def _protocol(settings: Settings, metrics: Metrics) -> type[HttpProtocol]:
             header_timeout_s=settings.header_timeout_s,
             write_timeout_s=settings.write_timeout_s,
             metrics=metrics,
-            refuse=refuse,
+            refuse=functools.partial(refuse, settings=settings),
         )
 
     return Limited

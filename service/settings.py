@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import ipaddress
 import logging
 import os
 import re
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from service.errors import SettingsError
+from service.keys import plain_keys
 from service.recipe.prompts import Role
 
 EngineName = Literal["onnx", "openvino"]
@@ -28,6 +30,7 @@ log = logging.getLogger("me5.settings")
 # gives ME5_PORT=tcp://10.0.0.1:8080, ME5_SERVICE_HOST, ME5_PORT_8080_TCP_ADDR and more; one named me5-x, ME5_X_….
 _SERVICE_LINK = r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)"
 _SERVICE_HOST = "_SERVICE_HOST"
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 # Read by the commands of `training`, on the same machine and often in the same shell.
 _OTHERS = frozenset({"ME5_DATA"})
 
@@ -95,6 +98,19 @@ class Settings(BaseModel):
     drain_s: float = Field(1.0, ge=0, description="after SIGTERM, time between red readiness and the closed port")
     shutdown_s: float = Field(30.0, gt=0, description="after that, time for accepted requests to be answered")
 
+    api_key: SecretStr = Field(
+        SecretStr(""), description="the key that requests need, or several, separated by commas; empty for none"
+    )
+    keys_file: Path | None = Field(
+        None, description="file of keys by `python -m service keys`, read again when it changes; empty for none"
+    )
+    metrics_open: bool = Field(True, description="whether /metrics is answered without a key")
+    cors_origins: str = Field(
+        "", description="https://HOST[:PORT] of pages whose scripts may ask, separated by commas; empty for none"
+    )
+    tls_cert: Path | None = Field(None, description="file of the certificate chain (PEM), read again when it changes")
+    tls_key: Path | None = Field(None, description="file of its private key (PEM)")
+
     otlp_endpoint: str = Field(
         "", description="where traces go by OTLP over gRPC, such as http://HOST:4317; empty for no tracing"
     )
@@ -103,10 +119,39 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
-    @field_validator("cache_dir", "openai_tokens", mode="before")
+    @field_validator("cache_dir", "openai_tokens", "keys_file", "tls_cert", "tls_key", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            plain_keys(value.get_secret_value())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in origins_of(value):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; give https://HOST or http://HOST:PORT, in lower case, without a path; "
+                    "`*` is not taken: name the pages"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _has_both_files(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("ME5_TLS_CERT and ME5_TLS_KEY go together: give both, or neither")
+        return self
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self.api_key.get_secret_value()) or self.keys_file is not None
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -119,6 +164,28 @@ class Settings(BaseModel):
         if not _tracing_installed():
             raise ValueError("opentelemetry is not installed; pip install -e '.[tracing]'")
         return value
+
+
+def origins_of(value: str) -> frozenset[str]:
+    """The origins in ME5_CORS_ORIGINS."""
+    return frozenset(origin.strip() for origin in value.split(",") if origin.strip())
+
+
+def exposure(settings: Settings) -> str | None:
+    """What to warn of where others than this machine's own programs can reach the port without a key."""
+    if settings.needs_keys or _is_loopback(settings.host):
+        return None
+    return (
+        f"ME5_HOST={settings.host} and no keys: whoever reaches the port can use this server; "
+        "set ME5_KEYS_FILE (python -m service keys add NAME) or ME5_API_KEY, unless something before it asks for keys"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _tracing_installed() -> bool:
@@ -152,7 +219,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise SettingsError(f"unknown setting {variable}={value!r}; {remedy}")
+            # Perhaps a misspelt ME5_API_KEY.
+            shown = "…" if "KEY" in variable else repr(value)
+            raise SettingsError(f"unknown setting {variable}={shown}; {remedy}")
         values[known[variable]] = value
     try:
         return Settings.model_validate(values)
@@ -176,7 +245,11 @@ def _service_links(environ: Mapping[str, str]) -> set[str]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        variable = PREFIX + str(item["loc"][0]).upper()
-        about = Settings.model_fields[str(item["loc"][0])].description
-        lines.append(f"{variable}={item['input']!r}: {item['msg'].lower()} ({about})")
+        if not item["loc"]:
+            lines.append(str(item["ctx"]["error"]))
+            continue
+        field = str(item["loc"][0])
+        about = Settings.model_fields[field].description
+        shown = "…" if field == "api_key" else repr(item["input"])
+        lines.append(f"{PREFIX}{field.upper()}={shown}: {item['msg'].lower()} ({about})")
     return "; ".join(lines)

@@ -247,6 +247,17 @@ def large_bodies(scene: Scene) -> Iterator[Mapping[str, str]]:
 
 
 @contextmanager
+def broken_keys(scene: Scene) -> Iterator[Mapping[str, str]]:
+    """A gateway's file of keys is saved half written."""
+    keys = scene.folder / "keys.toml"
+    keys.write_text("", encoding="ascii")
+    with start_gateway(keys_file=keys) as guarded:
+        scene.monitoring.watch(gateway=[address(guarded)])
+        keys.write_text("[half", encoding="ascii")
+        yield {"instance": address(guarded)}
+
+
+@contextmanager
 def long_texts(scene: Scene) -> Iterator[Mapping[str, str]]:
     """Passages of more tokens than the model reads, beside queries that are not."""
     scene.monitoring.watch(gateway=[address(scene.gateway)])
@@ -281,6 +292,7 @@ FAULTS: dict[str, Fault] = {
     "Me5MemoryNearLimit": lowered_memory_limit,
     "Me5ConnectionsRefused": crowd,
     "Me5BodiesRefused": large_bodies,
+    "Me5KeysNotInForce": broken_keys,
     "Me5TruncationHigh": long_texts,
     "Me5ModelsDiffer": half_rolled_out,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,15 @@ STOP_MAX_S = 60.0
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway that serves. process: to signal and to wait for.   log: where its stderr goes."""
+    """A gateway that serves.
+
+    process: to signal and to wait for.   log: where its stderr goes.   trust: what checks its certificate.
+    """
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    trust: ssl.SSLContext | bool = True
 
     def log_text(self) -> str:
         """What it has written to stderr so far."""
@@ -40,7 +45,7 @@ class Gateway:
 
     def client(self) -> httpx.Client:
         """A client of its own, with a connection of its own, for a thread."""
-        return httpx.Client(base_url=self.url, timeout=120)
+        return httpx.Client(base_url=self.url, timeout=120, verify=self.trust)
 
     def terminate(self) -> int:
         """SIGTERM, and the exit code it ends with."""
@@ -79,6 +84,9 @@ def start_gateway(
                 stderr=stream,
             )
         gateway = Gateway(f"http://127.0.0.1:{port}", process, log)
+        if "tls_cert" in settings:
+            trust = ssl.create_default_context(cafile=str(settings["tls_cert"]))
+            gateway = Gateway(f"https://127.0.0.1:{port}", process, log, trust)
         try:
             wait_until_ready(gateway, status)
             yield gateway
@@ -117,7 +125,7 @@ def wait_until_ready(gateway: Gateway, status: int = 200) -> None:
     while time.monotonic() < give_up:
         assert gateway.process.poll() is None, f"the gateway ended while starting\n{gateway.log_text()}"
         try:
-            if httpx.get(f"{gateway.url}/readyz", timeout=5).status_code == status:
+            if httpx.get(f"{gateway.url}/readyz", timeout=5, verify=gateway.trust).status_code == status:
                 return
         except httpx.TransportError:
             pass

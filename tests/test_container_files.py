@@ -15,8 +15,8 @@ from service.settings import PREFIX, Settings
 
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 COMPOSE = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("compose*.yaml"))}
-# What starts by itself; compose.gpu.yaml goes on top of compose.yaml.
-WHOLE = {name: config for name, config in COMPOSE.items() if name != "compose.gpu.yaml"}
+# What starts by itself; the others go on top of them.
+WHOLE = {name: config for name, config in COMPOSE.items() if name not in ("compose.gpu.yaml", "compose.keys.yaml")}
 SERVICES = [(name, service) for name, config in WHOLE.items() for service in config["services"]]
 VARIABLES = {PREFIX + field.upper() for field in Settings.model_fields}
 # What says how a gateway computes, where it does not; and where Triton is, where there is none.
@@ -126,6 +126,14 @@ def test_every_setting_of_the_gateway_can_be_set_from_outside(name: str) -> None
     # Inside, the address, the port and the place of the models are the container's own.
     fixed = {"ME5_HOST", "ME5_PORT", "ME5_MODEL_REPO"} | ELSEWHERE[name]
     assert VARIABLES - set(COMPOSE[name]["services"]["gateway"]["environment"]) == fixed
+
+
+def test_keys_are_mounted_by_their_folder_and_read_only() -> None:
+    gateway = COMPOSE["compose.keys.yaml"]["services"]["gateway"]
+    (volume,) = gateway["volumes"]
+    source, target, mode = default_of(volume).split(":")
+    assert (source, mode) == ("./keys", "ro")
+    assert gateway["environment"] == {"ME5_KEYS_FILE": f"{target}/keys.toml"}
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -10,7 +10,7 @@ from service_links import links_of
 
 from service.engine import Choice, choices, cpu_has_bf16, usable_cores
 from service.errors import SettingsError
-from service.settings import load_settings
+from service.settings import exposure, load_settings
 
 
 def test_the_defaults_need_no_environment() -> None:
@@ -25,7 +25,7 @@ def test_a_setting_is_read_from_its_variable_and_other_variables_are_left_alone(
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(SettingsError, match=r"ME5_MODLE='x'; did you mean ME5_MODEL\?"):
         load_settings({"ME5_MODLE": "x"})
-    with pytest.raises(SettingsError, match="known are ME5_BODY_TIMEOUT_S, .*ME5_TRUNCATE"):
+    with pytest.raises(SettingsError, match="known are ME5_API_KEY, .*ME5_TRUNCATE"):
         load_settings({"ME5_ZZZZZZZZZ": "x"})
 
 
@@ -147,3 +147,49 @@ def test_a_cgroup_quota_limits_the_cores(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == 1
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert usable_cores(tmp_path) == whole
+
+
+KEY = "0123456789abcdef0123"
+
+
+def test_no_message_and_no_print_of_the_settings_holds_a_key() -> None:
+    assert KEY not in str(load_settings({"ME5_API_KEY": KEY}).model_dump())
+    for environ in (
+        {"ME5_API_KEY": f"{KEY},short"},
+        {"ME5_API_KEY": f"{KEY} with spaces in it"},
+        {"ME5_API_KEY": f"{KEY},{KEY}"},
+        {"ME5_API_KEYS": KEY},
+        {"ME5_APIKEY": KEY},
+    ):
+        with pytest.raises(SettingsError) as raised:
+            load_settings(environ)
+        assert KEY not in str(raised.value)
+        assert "ME5_API_KEY" in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "192.168.0.1", "gateway.example.org"])
+def test_an_address_others_can_reach_without_keys_is_warned_of(host: str) -> None:
+    said = exposure(load_settings({"ME5_HOST": host}))
+    assert said is not None
+    assert f"ME5_HOST={host}" in said
+    assert exposure(load_settings({"ME5_HOST": host, "ME5_API_KEY": KEY})) is None
+    assert exposure(load_settings({"ME5_HOST": host, "ME5_KEYS_FILE": "keys.toml"})) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_an_address_of_this_machine_alone_needs_no_keys(host: str) -> None:
+    assert exposure(load_settings({"ME5_HOST": host})) is None
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "https://*.example.org", "example.org", "https://example.org/", "https://EXAMPLE.org", "null"]
+)
+def test_only_whole_origins_may_be_named(origins: str) -> None:
+    with pytest.raises(SettingsError, match="ME5_CORS_ORIGINS.*is no origin"):
+        load_settings({"ME5_CORS_ORIGINS": f"https://example.org, {origins}"})
+
+
+def test_a_certificate_and_its_key_are_given_together() -> None:
+    with pytest.raises(SettingsError, match="ME5_TLS_CERT and ME5_TLS_KEY go together"):
+        load_settings({"ME5_TLS_CERT": "tls.crt"})
+    assert load_settings({"ME5_TLS_CERT": "", "ME5_TLS_KEY": ""}).tls_cert is None

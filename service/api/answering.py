@@ -77,6 +77,8 @@ async def answer(request: Request, ask: Ask) -> Answer:
         rows = [index for index, given in enumerate(found.roles) if given == role]
         cut = sum(found.roles[index] == role for index in found.truncated)
         embedder.metrics.count_inputs(role, len(rows), sum(found.tokens[index] for index in rows), cut)
+    if ask.caller is not None:
+        ask.caller.metrics.tokens.inc(sum(found.tokens))
     return found
 
 

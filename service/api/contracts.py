@@ -62,7 +62,9 @@ def facade_of(path: str) -> Facade:
 def error_response(path: str, error: Me5Error, status: int | None = None) -> Response:
     """The contract decides the body's shape, never the status."""
     status = status or error.status
-    headers = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % error.retry_after_s)]
+    headers = [*error.headers]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, RequestTimeout | HeadersTooLarge | TooManyConnections):
         # The rest may come in drops, or never.
         headers.append((b"connection", b"close"))

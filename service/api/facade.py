@@ -10,6 +10,7 @@ from service.errors import (
     DeadlineExceeded,
     EngineFailed,
     EngineLost,
+    Forbidden,
     HeadersTooLarge,
     InvalidInput,
     MalformedRequest,
@@ -17,6 +18,7 @@ from service.errors import (
     NotFound,
     Overloaded,
     RequestTimeout,
+    Unauthorized,
     UnsupportedMediaType,
 )
 
@@ -25,11 +27,14 @@ JSON = "application/json"
 # What every route that takes a body may answer beside 200, in its contract's own shape of errors.
 ERRORS = {
     400: "The body is not JSON, or an input is empty.",
+    401: "No API key, or one that is not valid; only where the server was given keys.",
+    403: "The API key may not do this.",
     408: "The body did not arrive in time.",
-    413: "The body is larger than ME5_MAX_BODY_BYTES; with ME5_TOO_LONG_STATUS=413 also a text that is too long.",
+    413: "The body is larger than ME5_MAX_BODY_BYTES, or has more tokens than the API key may use at once; with "
+    "ME5_TOO_LONG_STATUS=413 also a text that is too long.",
     415: "The body is compressed.",
     422: "A value is outside its limits; the message names the value, the limit and the remedy.",
-    429: "Too much is waiting; Retry-After says when there will be room.",
+    429: "Too much is waiting, or the API key's tokens are used up; Retry-After says when there will be room.",
     431: "The headers are too large.",
     500: "The engine failed on this request.",
     503: "No engine, too many connections, or the process is ending.",
@@ -41,6 +46,8 @@ _MEANINGS = {**ERRORS, 404: "No such model."}
 # An error for each status, as it may be met, for the examples.
 _SAMPLES: dict[int, Me5Error] = {
     400: MalformedRequest("the body is not JSON: expected value at line 1 column 2"),
+    401: Unauthorized("no API key; send `Authorization: Bearer KEY`, or x-api-key: KEY", given=False),
+    403: Forbidden("key indexer may only use lane bulk, not interactive; leave x-me5-lane out"),
     404: NotFound("no model 'gpt-4'; this server has me5_nano, me5_nano-query and me5_nano-passage"),
     408: RequestTimeout("the body did not arrive in time: 12 bytes in 5.0 s; send it faster than 65536 bytes/s"),
     413: BodyTooLarge(10485760),

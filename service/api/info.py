@@ -69,7 +69,7 @@ _EXAMPLE: dict[str, object] = {
             "properties": {"model_id": TEXT, "dimension": INTEGER, "max_input_length": INTEGER},
         },
         _EXAMPLE,
-        errors=(),
+        errors=[401],
     ),
     summary="The model and the limits",
 )

@@ -160,7 +160,7 @@ _TAG = object_of(name=TEXT, model=TEXT, modified_at=TEXT, size=INTEGER, digest=T
                 }
             ]
         },
-        errors=(),
+        errors=[401],
     ),
     summary="The model served, once per role, as Ollama lists models",
 )
@@ -187,7 +187,7 @@ async def tags(request: Request) -> Response:
 
 @router.get(
     "/api/version",
-    responses=FACADE.responses("The version.", object_of(version=TEXT), {"version": "0.1.0"}, errors=()),
+    responses=FACADE.responses("The version.", object_of(version=TEXT), {"version": "0.1.0"}, errors=[401]),
     summary="This gateway's version, where Ollama's clients ask for one",
 )
 async def version() -> Response:

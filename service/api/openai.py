@@ -102,7 +102,7 @@ async def embeddings(request: Request) -> Response:
         "The names.",
         object_of(object=TEXT, data=array_of(_MODEL)),
         {"object": "list", "data": [_MODEL_EXAMPLE]},
-        errors=(),
+        errors=[401],
     ),
     summary="The model served, once per role",
 )
@@ -114,7 +114,7 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{model}",
-    responses=FACADE.responses("The name.", _MODEL, _MODEL_EXAMPLE, errors=[404]),
+    responses=FACADE.responses("The name.", _MODEL, _MODEL_EXAMPLE, errors=[401, 404]),
     summary="One model",
 )
 async def model(request: Request, model: str) -> Response:

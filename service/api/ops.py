@@ -65,7 +65,7 @@ async def health(request: Request) -> Response:
     return json_response({"error": "unhealthy", "error_type": "Unhealthy"}, status=503)
 
 
-@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
+@router.get("/metrics", responses=TEI.errors([401]), response_class=PlainTextResponse, summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
     """The text format of Prometheus."""
     embedder = embedder_of(request)
@@ -76,4 +76,6 @@ async def metrics(request: Request) -> Response:
     embedder.metrics.memory_bytes.set(resident_bytes() + engine_bytes)
     # Read again each time: a limit can be changed while the process runs.
     embedder.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
-    return Response(generate_latest(embedder.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    # In a thread: with a thousand keys it takes a tenth of a second.
+    text = await asyncio.to_thread(generate_latest, embedder.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

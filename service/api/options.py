@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.requests import Request
 
 from service.api.answering import LANE_HEADER, timeout_s_of
+from service.api.guard import caller_of
 from service.api.reading import Body, client_of, embedder_of, header_of
 from service.asking import Ask
 from service.batching import LANES, Lane
@@ -69,6 +70,7 @@ def ask_of(
             f"`input_type` {options.input_type!r} and `prompt_name` {options.prompt_name!r} are different roles; "
             "send one of them"
         )
+    caller, lane = caller_of(request.scope), _lane_of(request)
     return Ask(
         inputs=inputs,
         role=default_role if input_type is None else role_of(input_type),
@@ -79,9 +81,10 @@ def ask_of(
         direction=options.truncation_direction,
         normalize=normalize,
         dimensions=dimensions,
-        lane=_lane_of(request),
+        lane=lane if caller is None else caller.lane_for(lane),
         timeout_s=timeout_s_of(request),
         client=client_of(request),
+        caller=caller,
         trace=request.scope.get("me5_trace"),
     )
 

@@ -10,6 +10,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
+from service.api.guard import caller_of
+from service.api.headers import headers_in
 from service.api.intake import Intake
 from service.api.large_json import PIECE_BYTES, parse_large, parse_small
 from service.api.turns import Turns
@@ -60,16 +62,16 @@ def turns_of(request: Request) -> Turns:
 
 def header_of(request: Request, name: bytes) -> str | None:
     """A header by its lower-case name, the first where it is given twice."""
-    headers: dict[bytes, bytes] | None = request.scope.get("me5_headers")
-    if headers is None:
-        # Once a request: each look into the list of headers would walk and decode it.
-        headers = request.scope["me5_headers"] = dict(reversed(request.scope["headers"]))
-    value = headers.get(name)
+    value = headers_in(request.scope).get(name)
     return None if value is None else value.decode("latin-1")
 
 
 def client_of(request: Request) -> str:
-    """Who asks: a short hash of the key it gives, so that no key is kept, else the address it comes from."""
+    """Who asks: the name of its key; where none is needed, a short hash of the key it gives all the same, so that no
+    key is kept; else the address it comes from."""
+    caller = caller_of(request.scope)
+    if caller is not None:
+        return caller.name
     given = header_of(request, b"authorization")
     if given:
         kind, _, key = given.partition(" ")

@@ -20,6 +20,9 @@ _TYPES = {
     "shutting_down": "Unhealthy",
     "deadline": "Overloaded",
     "internal": "Backend",
+    "invalid_api_key": "Unauthorized",
+    "forbidden": "Forbidden",
+    "rate_limit_exceeded": "Overloaded",
 }
 
 

@@ -162,11 +162,13 @@ class Generator:
 
 
 async def measure(
-    url: str, wire: Wire, work: Work, texts: Texts, *, clients: int, rate: float, seconds: float, seed: int
+    url: str, wire: Wire, work: Work, texts: Texts, *, clients: int, rate: float, seconds: float, seed: int, key: str
 ) -> Result:
     """One step: an open loop where there is a rate, else a closed one."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
         generator = Generator(http, url, wire, jobs(work, texts, seed))
         started, cpu = time.perf_counter(), cpu_seconds()
         if rate > 0:
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0, help="open loop, requests a second; overrides --clients")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--key", default="", help="sent as a bearer token")
     parser.add_argument("--data", type=Path, help="folder with eval/retrieval_xquad, or a file of one query a line")
     args = parser.parse_args()
     if not any(host in args.url for host in ("127.0.0.1", "localhost", "[::1]")):
@@ -207,6 +210,7 @@ def main() -> None:
             rate=args.rate,
             seconds=args.seconds,
             seed=args.seed,
+            key=args.key,
         )
     )
     print(json.dumps(asdict(result)))

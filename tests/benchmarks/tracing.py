@@ -42,12 +42,12 @@ class Step:
     cpu_ms: float
 
 
-def step(gateway: Gateway, seconds: float, clients: int, seed: int) -> Step:
+def step(gateway: Gateway, seconds: float, clients: int, seed: int, key: str = "") -> Step:
     """A closed loop of single queries from a process of its own."""
     process = psutil.Process(gateway.process.pid)
     before = sum(process.cpu_times()[:2])
     command = [sys.executable, str(HERE / "load.py"), "--url", f"{gateway.url}/embed", "--work", "queries"]
-    command += ["--clients", str(clients), "--seconds", str(seconds), "--seed", str(seed)]
+    command += ["--clients", str(clients), "--seconds", str(seconds), "--seed", str(seed), "--key", key]
     raw = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert not raw["errors"], raw["errors"]
     latencies = raw["latencies_ms"]["queries"]
@@ -77,11 +77,17 @@ def main() -> None:
                 name = names[(place + number) % len(names)]
                 rounds[name].append(step(gateways[name], args.seconds, args.clients, number))
         assert found.calls, "no spans came"
-    print("| tracing | requests/s | p50, ms | gateway's CPU a request, ms | requests/s : off | p50 : off | CPU : off |")
+    print_table("tracing", rounds, OFF)
+
+
+def print_table(what: str, rounds: dict[str, list[Step]], off: str) -> None:
+    """Medians over rounds, and medians of the ratios within each round to the steps called `off`."""
+    columns = "requests/s | p50, ms | gateway's CPU a request, ms"
+    print(f"| {what} | {columns} | requests/s : {off} | p50 : {off} | CPU : {off} |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, steps in rounds.items():
         values = [[getattr(one, field) for one in steps] for field in Step.__dataclass_fields__]
-        base = [[getattr(one, field) for one in rounds[OFF]] for field in Step.__dataclass_fields__]
+        base = [[getattr(one, field) for one in rounds[off]] for field in Step.__dataclass_fields__]
         figures = [f"{statistics.median(column):.2f}" for column in values]
         ratios = [
             f"{statistics.median(one / off for one, off in zip(column, other, strict=True)):.3f}"
