@@ -130,7 +130,7 @@ class Gateway(FastAPI):
         return with_cors(front, embedder.settings)
 
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's own, made once, with whole examples; where requests need keys it says so, and /docs asks for one."""
+        """FastAPI's own, made once, with whole examples; it says where requests need keys, and /docs asks for one."""
         if not self.openapi_schema:
             document = described(super().openapi())
             if self.state.guard is not None:
