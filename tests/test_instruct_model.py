@@ -128,9 +128,6 @@ def test_a_mixture_has_one_vector_for_each_text_and_names_what_was_cut(instruct:
 def test_an_instruction_that_the_text_brings_is_no_part_of_its_plain_reading(instruct: httpx.Client) -> None:
     text = f"Instruct: {TASK}\nQuery: tea with milk"
     np.testing.assert_allclose(vector(instruct, text, instruction_weight=0.5), mixed(instruct, 0.5), atol=1e-5)
-    ids = [token["id"] for token in instruct.post("/tokenize", json={"inputs": text}).json()[0]]
-    by_ids = vector(instruct, [ids], instruction_weight=0.5, instruction=TASK)  # type: ignore[arg-type]
-    assert by_ids @ mixed(instruct, 0.5) >= 0.999
 
 
 @pytest.mark.parametrize(
@@ -138,6 +135,7 @@ def test_an_instruction_that_the_text_brings_is_no_part_of_its_plain_reading(ins
     [
         ({"input_type": "passage"}, "is for queries"),
         ({"normalize": False}, "`normalize`"),
+        ({"inputs": ["tea", [0, 5, 2]]}, "input 1 is of token ids"),
         ({"instruction_weight": 1.5}, "instruction_weight"),
         ({"instruction_weight": -0.1}, "instruction_weight"),
     ],

@@ -33,6 +33,9 @@ def _error_body(error: Me5Error, _: int) -> dict[str, object]:
 FACADE = Facade(prefix="/v2/", error_body=_error_body, error_schema=object_of(message=TEXT))
 router = APIRouter()
 
+# Looked at one by one, in a few milliseconds.
+PARTS_MAX = 10_000
+
 Truncate = Annotated[Literal["NONE", "START", "END"], BeforeValidator(lambda value: str(value).upper())]
 _PART = {
     "type": "object",
@@ -181,7 +184,13 @@ def texts_of(body: EmbedBody, max_inputs: int) -> list[str]:
     if not isinstance(body.inputs, list):
         raise InvalidInput(f"`inputs` must be a list of objects with `content`, not {kind_of(body.inputs)}")
     # Not looked through for nothing where it is refused for its length.
-    found = [_text_of(item, index) for index, item in enumerate(body.inputs[: max_inputs + 1])]
+    given = body.inputs[: max_inputs + 1]
+    parts = sum(
+        len(item["content"]) for item in given if isinstance(item, dict) and isinstance(item.get("content"), list)
+    )
+    if parts > PARTS_MAX:
+        raise InvalidInput(f"`inputs` holds {parts} parts, the limit is {PARTS_MAX} a request; split the request")
+    found = [_text_of(item, index) for index, item in enumerate(given)]
     return parse_texts(found, "inputs", max_inputs)
 
 
