@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi_swagger import patch_fastapi
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,22 +19,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
-from service.api import embed, openai, ops, tokenize
-from service.api.answering import ClientGone, json_response
+from service.api.answering import ClientGone
+from service.api.contracts import CONTRACTS, METHODS, POSTS, error_response
 from service.api.intake import Intake
 from service.api.turns import Turns
 from service.embedder import Embedder, OpenHost, open_process
-from service.errors import (
-    HeadersTooLarge,
-    InvalidInput,
-    MalformedRequest,
-    Me5Error,
-    NotFound,
-    RequestTimeout,
-    TooManyConnections,
-)
+from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound
 from service.loop_lag import watch_lag
-from service.metrics import ERROR_CODES, NO_LABEL, ROUTES, Metrics
+from service.metrics import ERROR_CODES, NO_LABEL, ROUTE_LABELS, ROUTES, Metrics
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -49,20 +40,6 @@ _NUMBERS = itertools.count(1)
 
 # nginx's status for a client that closed the connection; it is never sent, only counted.
 CLIENT_CLOSED = 499
-
-# TEI's names on the wire. Its 424 for a failed engine is not copied: the fault is the server's own.
-_TEI_TYPES = {
-    "empty": "Empty",
-    "overloaded": "Overloaded",
-    "engine_failed": "Backend",
-    "tokenizer_failed": "Backend",
-    "engine_lost": "Unhealthy",
-    "upstream_failed": "Unhealthy",
-    "too_many_connections": "Overloaded",
-    "shutting_down": "Unhealthy",
-    "deadline": "Overloaded",
-    "internal": "Backend",
-}
 
 
 def create_app(
@@ -103,7 +80,7 @@ def create_app(
     app.state.tracing = tracing
     app.state.turns = Turns()
     app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
-    for module in (embed, tokenize, openai, ops):
+    for module in CONTRACTS:
         app.include_router(module.router)
     app.add_exception_handler(Me5Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -138,20 +115,6 @@ class Gateway(FastAPI):
         return Front(super().build_middleware_stack(), embedder.metrics, self.state.intake, self.state.tracing)
 
 
-# The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
-_POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {
-    route.path: route.endpoint
-    for module in (embed, tokenize, openai)
-    for route in module.router.routes
-    if isinstance(route, APIRoute) and route.methods == {"POST"}
-}
-_METHODS: dict[str, set[str]] = {}
-for _module in (embed, tokenize, openai, ops):
-    for _route in _module.router.routes:
-        if isinstance(_route, APIRoute):
-            _METHODS.setdefault(_route.path, set()).update(_route.methods or ())
-
-
 class Front:
     """Around every request: its id, its trace, its duration by route, role, lane and code, and a last net for faults.
 
@@ -170,9 +133,9 @@ class Front:
             await self.app(scope, receive, send)
             return
         started = scope["me5_started"] = time.monotonic()
-        request_id = _request_id(scope)
+        request_id = scope["me5_id"] = _request_id(scope)
         status = 0
-        endpoint = _POSTS.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = POSTS.get(scope["path"]) if scope["method"] == "POST" else None
         # Probes and scrapes would drown the rest.
         trace = None if self.tracing is None or endpoint is None else self._begin_trace(self.tracing, scope, request_id)
 
@@ -217,11 +180,12 @@ class Front:
         return trace
 
     def _observe(self, scope: Scope, status: int, spent_s: float) -> None:
-        if scope["path"] not in ROUTES or scope["method"] != "POST":
+        route = ROUTE_LABELS.get(scope["path"])
+        if route not in ROUTES or scope["method"] != "POST":
             return
         role, lane = scope.get("me5", (NO_LABEL, NO_LABEL)) if status == 200 else (NO_LABEL, NO_LABEL)
         code = str(status) if status == 200 or str(status) in ERROR_CODES else "500"
-        self.metrics.observe_request(scope["path"], role, lane, code, spent_s)
+        self.metrics.observe_request(route, role, lane, code, spent_s)
 
 
 async def _answered(endpoint: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
@@ -254,7 +218,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         found = MalformedRequest(str(error.detail))
     response = error_response(path, found, status=error.status_code)
     response.headers.update(error.headers or {})
-    if error.status_code == 405 and (allowed := _METHODS.get(path)):
+    if error.status_code == 405 and (allowed := METHODS.get(path)):
         # Starlette names those of the first route with this path alone.
         response.headers["allow"] = ", ".join(sorted(allowed))
     return response
@@ -271,25 +235,6 @@ def refuse(error: Me5Error) -> ASGIApp:
         await error_response(scope["path"], error)(scope, receive, send)
 
     return refused
-
-
-def error_response(path: str, error: Me5Error, status: int | None = None) -> Response:
-    """The façade decides the body's shape, never the status."""
-    status = status or error.status
-    headers = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % error.retry_after_s)]
-    if isinstance(error, RequestTimeout | HeadersTooLarge | TooManyConnections):
-        # The rest may come in drops, or never.
-        headers.append((b"connection", b"close"))
-    if path.startswith("/v1/"):
-        kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
-        content: dict[str, object] = {
-            "error": {"message": error.message, "type": kind, "param": None, "code": error.code}
-        }
-    else:
-        validation = error.status in (400, 422)
-        message = f"Input validation error: {error.message}" if validation else error.message
-        content = {"error": message, "error_type": _TEI_TYPES.get(error.code, "Validation")}
-    return json_response(content, headers, status)
 
 
 def _request_id(scope: Scope) -> bytes:

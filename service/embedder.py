@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.admission import Promises, guess_tokens, overloaded, refusal
-from service.asking import Answer, Ask, role_label, shape, tokens_of, without_panic
+from service.asking import (
+    Answer,
+    Ask,
+    Read,
+    answer_of,
+    check_weight,
+    parts_of,
+    role_label,
+    tokens_of,
+    without_panic,
+)
 from service.batching import LANES, Lane, lane_of
 from service.engine import Choice, EngineConfig, EngineHost
 from service.engine_process import EngineProcess
@@ -34,7 +44,6 @@ from service.metrics import Metrics, UpstreamMetrics
 from service.model import read_model
 from service.opening import candidates_for, check_triton, config_of, limits_of, prove_host
 from service.recipe.golden import prove
-from service.recipe.prompts import Role
 from service.recipe.spec import GRAPH_FILES, graph_files, verify_files
 from service.recipe.tokens import Tokens
 from service.scheduler import REOPEN_PAUSE_MAX_S, Scheduler
@@ -205,15 +214,16 @@ class Embedder:
 
     async def embed(self, ask: Ask) -> Answer:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
-        self._check(ask)
+        parts = self._check(ask)
         started = time.monotonic()
-        guess = guess_tokens(ask.inputs, self.model.spec.max_tokens)
+        guess = sum(guess_tokens(part.inputs, self.model.spec.max_tokens) for part in parts)
         lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess)
         self._admit(ask, lane, guess)
-        if sum(map(len, ask.inputs)) <= INLINE_CHARS_MAX:
-            tokens, roles = without_panic(lambda: tokens_of(self.model, self.settings.default_role, ask))
+        if sum(len(item) for part in parts for item in part.inputs) <= INLINE_CHARS_MAX:
+            read = without_panic(lambda: tokens_of(self.model, self.settings.default_role, parts))
         else:
-            tokens, roles = await self._tokenize_in_thread(ask, lane, guess)
+            read = await self._tokenize_in_thread(ask, parts, lane, guess)
+        tokens, roles = read.tokens, read.roles
         tokenize_s = time.monotonic() - started
         self.metrics.tokenize_duration_s.labels(lane).observe(tokenize_s)
         if ask.trace is not None:
@@ -250,13 +260,11 @@ class Embedder:
             del job
             raise
 
-        return Answer(
-            vectors=shape(job.vectors, ask),
-            tokens=[len(item.ids) for item in tokens],
-            truncated=[index for index, item in enumerate(tokens) if item.truncated],
-            roles=roles,
+        return answer_of(
+            ask,
+            read,
+            job.vectors,
             lane=lane,
-            characters=sum(len(item) for item in ask.inputs if isinstance(item, str)),
             tokenize_s=tokenize_s,
             queue_s=job.queue_s / len(tokens),
             engine_s=job.engine_s / len(tokens),
@@ -266,37 +274,48 @@ class Embedder:
         """Do what takes long in a tokenizer's thread: as many at once as there are such threads, and no more."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, without_panic, work)
 
-    async def _tokenize_in_thread(self, ask: Ask, lane: Lane, guess: int) -> tuple[list[Tokens], list[Role]]:
+    async def _tokenize_in_thread(self, ask: Ask, parts: list[Ask], lane: Lane, guess: int) -> Read:
         # Counted as queued meanwhile: a crowd can't slip in between the guess and the count.
         self._scheduler.reserve(lane, ask.client, guess)
         try:
             async with asyncio.timeout(ask.timeout_s or self._default_timeout_s(guess)):
-                return await self.beside_the_loop(lambda: tokens_of(self.model, self.settings.default_role, ask))
+                return await self.beside_the_loop(lambda: tokens_of(self.model, self.settings.default_role, parts))
         except TimeoutError as error:
             self.metrics.rejected_requests.labels("deadline").inc()
             raise DeadlineExceeded(waiting=len(ask.inputs), total=len(ask.inputs)) from error
         finally:
             self._scheduler.reserve(lane, ask.client, -guess)
 
-    def _check(self, ask: Ask) -> None:
-        spec, limit = self.model.spec, self.settings.max_inputs
-        if len(ask.inputs) > limit:
+    def _check(self, ask: Ask) -> list[Ask]:
+        """The request's parts, if what can be known of it without tokens is within its limits."""
+        spec, limit, default_role = self.model.spec, self.settings.max_inputs, self.settings.default_role
+        count = len(ask.inputs) + (len(ask.also.inputs) if ask.also else 0)
+        if count > limit:
             raise InvalidInput(
-                f"batch size {len(ask.inputs)} > maximum allowed batch size {limit}; "
-                "split the request, or raise ME5_MAX_INPUTS"
+                f"batch size {count} > maximum allowed batch size {limit}; split the request, or raise ME5_MAX_INPUTS"
             )
         if ask.dimensions is not None and not 0 < ask.dimensions <= spec.dimension:
             raise InvalidInput(f"`dimensions` is {ask.dimensions}, this model has 1 to {spec.dimension}")
         if not ask.normalize and spec.pooling == "graph" and spec.raw_output is None:
             raise InvalidInput("this model's graph gives vectors of length one only; leave `normalize` out")
-        # Refused here, before a thread is asked.
-        spec.prompts.prefix(ask.role or self.settings.default_role, ask.instruction, ask.input_type)
+        check_weight(ask, spec.prompts, default_role)
+        parts = parts_of(ask, default_role)
+        for part in parts:
+            # Refused here, before a thread is asked.
+            spec.prompts.prefix(part.role or default_role, part.instruction, part.input_type)
+        return parts
 
     def _check_lengths(self, ask: Ask, tokens: list[Tokens]) -> None:
         truncate = self.settings.truncate if ask.truncate is None else ask.truncate
         long = [index for index, item in enumerate(tokens) if item.truncated]
         if long and not truncate:
-            raise TextTooLong(tokens=tokens[long[0]].counted, limit=self.model.spec.max_tokens, indices=long)
+            rows = len(ask.inputs) if ask.instruction_weight is not None else len(tokens)
+            raise TextTooLong(
+                tokens=tokens[long[0]].counted,
+                limit=min(self.model.spec.max_tokens, ask.max_tokens or self.model.spec.max_tokens),
+                indices=sorted({index % rows for index in long}),
+                status=int(self.settings.too_long_status),
+            )
 
     def _admit(self, ask: Ask, lane: Lane, tokens: int) -> None:
         queued, rate = self._scheduler.queued[lane], self._scheduler.rates[lane]

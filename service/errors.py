@@ -92,7 +92,9 @@ class TextTooLong(RequestError):
 
     code = "too_long"
 
-    def __init__(self, *, tokens: int, limit: int, indices: list[int]) -> None:
+    def __init__(self, *, tokens: int, limit: int, indices: list[int], status: int = 422) -> None:
+        """status: 422, or 413 as TEI had it before 1.9, which some clients wait for."""
+        self.status = status
         # The first sentence is TEI's, word for word: clients recognise it and send the text in halves.
         super().__init__(
             f"`inputs` must have less than {limit} tokens. Given: {tokens} ({name_inputs(indices)}); "

@@ -12,7 +12,24 @@ from service.batching import LANES
 from service.recipe.prompts import ROLES
 from service.triton_errors import Outcome
 
-ROUTES = ("/embed", "/", "/similarity", "/v1/embeddings")
+# A route's label; where one has a second address, both are counted as one.
+ROUTE_LABELS = {
+    "/embed": "/embed",
+    "/": "/",
+    "/invocations": "/",
+    "/embed_all": "/embed_all",
+    "/similarity": "/similarity",
+    "/v1/embeddings": "/v1/embeddings",
+    "/embeddings": "/v1/embeddings",
+    "/v2/embed": "/v2/embed",
+    "/v1/embed": "/v2/embed",
+    "/api/embed": "/api/embed",
+    "/api/embeddings": "/api/embed",
+    "/tokenize": "/tokenize",
+    "/decode": "/decode",
+}
+# Those that compute vectors.
+ROUTES = tuple(dict.fromkeys(label for label in ROUTE_LABELS.values() if label not in ("/tokenize", "/decode")))
 ERROR_CODES = ("400", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 RESTART_REASONS = ("died", "hung", "failed")
 REASONS = ("overloaded", "buffered_bytes", "deadline", "abandoned", "engine_lost", "shutting_down")
@@ -123,7 +140,7 @@ class Metrics:
         # Kept at hand: looking a child up by its labels costs more than counting.
         self._durations: dict[tuple[str, str, str, str], Histogram] = {}
         self._by_role: dict[str, tuple[Counter, Counter, Counter]] = {}
-        for route in (*ROUTES, "/tokenize", "/decode"):
+        for route in ROUTE_LABELS.values():
             self.unknown_fields.labels(route)
         for route in ROUTES:
             keys = [(route, NO_LABEL, NO_LABEL, code) for code in ERROR_CODES]

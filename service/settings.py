@@ -63,6 +63,10 @@ class Settings(BaseModel):
     default_role: Role = Field("query", description="role of a text that neither names one nor begins with a prompt")
     truncate: bool = Field(True, description="cut over-long texts where the request does not say (TEI: auto-truncate)")
 
+    too_long_status: Literal["422", "413"] = Field(
+        "422", description="status of a text that is too long where nothing may be cut; 413 as TEI had it before 1.9"
+    )
+
     max_inputs: int = Field(2048, ge=1, description="texts a request")
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="bytes a request body")
     max_batch_tokens: int = Field(

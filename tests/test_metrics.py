@@ -14,7 +14,7 @@ from service.recipe.spec import ModelSpec
 
 LANES = ("interactive", "bulk")
 ROLES = ("query", "passage")
-EMBEDDING_ROUTES = ("/embed", "/", "/similarity", "/v1/embeddings")
+EMBEDDING_ROUTES = ("/embed", "/", "/embed_all", "/similarity", "/v1/embeddings", "/v2/embed", "/api/embed")
 
 # Before any other test: a gateway that nobody has asked for a vector.
 Fresh = tuple[Gateway, httpx.Client, dict[Series, float]]

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.encoding import NUMBERS_A_SLICE
+from service.api.encoding import CHARS_A_SLICE, NUMBERS_A_SLICE
 from service.api.reading import embedder_of, header_of, turns_of
 from service.asking import Answer, Ask, role_label
 from service.errors import InvalidInput, ranges
@@ -116,7 +116,7 @@ async def respond(
     extra: Sequence[tuple[bytes, bytes]] = (),
 ) -> Response:
     """The parts of an answer, each written in a turn of its own where there are many."""
-    large = found.vectors.size > NUMBERS_A_SLICE
+    large = found.vectors.size > NUMBERS_A_SLICE or found.characters > CHARS_A_SLICE
     body: Sequence[bytes | memoryview] = await turns_of(request).collect(parts) if large else [b"".join(parts)]
     return Parts(body, [*headers_of(request, found), *extra], content_type)
 

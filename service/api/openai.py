@@ -14,14 +14,41 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answering import answer, json_response, respond
-from service.api.embed import Inputs, Options, ask_of
+from service.api.binary import CONTENT, HEADERS, JSON, binary_type, respond_binary
 from service.api.encoding import convert, openai_list
+from service.api.facade import Facade
+from service.api.options import Inputs, Options, ask_of, role_of_model, split_model_name
 from service.api.reading import embedder_of, parse_inputs_in_turns, read
-from service.api.schema import OPENAI_ERROR, errors_of, schema_of
-from service.errors import MalformedRequest, NotFound, name_inputs
-from service.recipe.prompts import Role
+from service.api.schema import schema_of
+from service.errors import MalformedRequest, Me5Error, NotFound, name_inputs
 
-router = APIRouter(prefix="/v1")
+
+def _error_body(error: Me5Error, status: int) -> dict[str, object]:
+    kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+
+
+FACADE = Facade(
+    prefix="/v1/",
+    error_body=_error_body,
+    error_schema={
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": "null"},
+                    "code": {"type": "string"},
+                },
+            }
+        },
+    },
+)
+router = APIRouter()
 
 
 class EmbeddingsBody(Options):
@@ -36,11 +63,27 @@ class EmbeddingsBody(Options):
     normalize: bool = True
 
 
+_DESCRIBED: dict[int | str, dict[str, object]] = {
+    **FACADE.responses(),
+    200: {
+        "description": "The vectors, in the order of the inputs.",
+        "headers": HEADERS,
+        "content": {JSON: {"schema": {"type": "object"}}, **CONTENT},
+    },
+}
+
+
+@router.post(
+    "/v1/embeddings",
+    openapi_extra=schema_of(EmbeddingsBody),
+    responses=_DESCRIBED,
+    summary="OpenAI's embeddings",
+)
 @router.post(
     "/embeddings",
     openapi_extra=schema_of(EmbeddingsBody),
-    responses=errors_of(OPENAI_ERROR),
-    summary="OpenAI's embeddings",
+    responses=_DESCRIBED,
+    summary="The same as /v1/embeddings, where Infinity and TEI have it",
 )
 async def embeddings(request: Request) -> Response:
     """OpenAI's list of embeddings. A `-query` or `-passage` suffix on the model's name sets the role."""
@@ -55,24 +98,23 @@ async def embeddings(request: Request) -> Response:
             "send texts (langchain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to "
             "POST /embed"
         )
-    name, role = split_model_name(body.model or "")
-    if name and name != embedder.model.spec.name:
-        embedder.metrics.foreign_model_names.inc()
+    role = role_of_model(request, body.model or "")
     found = await answer(request, ask_of(request, inputs, body, body.normalize, body.dimensions, default_role=role))
-    pieces = openai_list(
-        convert(found.vectors, "float32"), body.encoding_format or "float", embedder.model.spec.name, sum(found.tokens)
-    )
+    vectors = convert(found.vectors, "float32")
+    if (media_type := binary_type(request)) is not None:
+        return await respond_binary(request, found, vectors, "float32", media_type)
+    pieces = openai_list(vectors, body.encoding_format or "float", embedder.model.spec.name, sum(found.tokens))
     return await respond(request, found, pieces)
 
 
-@router.get("/models", summary="The model served, once per role")
+@router.get("/v1/models", summary="The model served, once per role")
 async def models(request: Request) -> Response:
     """The served model, and its name with each role's suffix."""
     name = embedder_of(request).model.spec.name
     return json_response({"object": "list", "data": [_card(name + suffix) for suffix in ("", "-query", "-passage")]})
 
 
-@router.get("/models/{model}", responses=errors_of(OPENAI_ERROR, [404]), summary="One model")
+@router.get("/v1/models/{model}", responses=FACADE.responses([404]), summary="One model")
 async def model(request: Request, model: str) -> Response:
     """The served model under any of its names."""
     name, _ = split_model_name(model)
@@ -80,15 +122,6 @@ async def model(request: Request, model: str) -> Response:
     if name != served:
         raise NotFound(f"no model {model[:80]!r}; this server has {served}, {served}-query and {served}-passage")
     return json_response(_card(model))
-
-
-def split_model_name(model: str) -> tuple[str, Role | None]:
-    """ "me5_small-passage" → ("me5_small", "passage"); a name without suffix has no role."""
-    if model.endswith("-query"):
-        return model.removesuffix("-query"), "query"
-    if model.endswith("-passage"):
-        return model.removesuffix("-passage"), "passage"
-    return model, None
 
 
 def _card(name: str) -> dict[str, object]:

@@ -12,10 +12,11 @@ from starlette.responses import PlainTextResponse, Response
 
 from service.api.answering import json_response
 from service.api.reading import embedder_of
-from service.api.schema import TEI_ERROR, errors_of
+from service.api.tei import TEI
 from service.engine_process import EngineProcess
 from service.memory import memory_limit, resident_bytes
 
+FACADE = TEI
 router = APIRouter()
 
 
@@ -38,9 +39,11 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "not ready", "reason": reason}, status=503)
 
 
-@router.get("/health", responses=errors_of(TEI_ERROR, [503]), response_class=Response, summary="TEI's probe")
-@router.get("/ping", include_in_schema=False)
-@router.get("/", responses=errors_of(TEI_ERROR, [503]), response_class=Response, summary="The same as /health")
+@router.get("/health", responses=TEI.responses([503]), response_class=Response, summary="TEI's probe")
+@router.get(
+    "/ping", responses=TEI.responses([503]), response_class=Response, summary="The same as /health, for SageMaker"
+)
+@router.get("/", responses=TEI.responses([503]), response_class=Response, summary="The same as /health")
 async def health(request: Request) -> Response:
     """200 and an empty body, or 503 as TEI words it."""
     if embedder_of(request).not_ready() is None:

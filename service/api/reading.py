@@ -24,6 +24,7 @@ from service.errors import (
     UnsupportedMediaType,
     name_inputs,
 )
+from service.metrics import ROUTE_LABELS
 
 # What a body may lag behind: after this time it has to come at this rate. Half-sent bodies are given up soon, and the
 # largest one still has all of ME5_BODY_TIMEOUT_S.
@@ -79,19 +80,26 @@ def client_of(request: Request) -> str:
 
 async def read(request: Request, shape: type[B]) -> B:
     """The request's body as the shape asked for."""
-    embedder = embedder_of(request)
+    return checked(request, await read_json(request), shape)
+
+
+async def read_json(request: Request) -> object:
+    """The value of the request's body."""
     body = await _read_bytes(request)
-    value = (
-        parse_small(body)
-        if len(body) <= PIECE_BYTES
-        else await parse_large(body, turns_of(request), embedder.settings.max_inputs)
-    )
+    if len(body) <= PIECE_BYTES:
+        return parse_small(body)
+    return await parse_large(body, turns_of(request), embedder_of(request).settings.max_inputs)
+
+
+def checked(request: Request, value: object, shape: type[B]) -> B:
+    """The value as the shape asked for; what the shape does not know is counted and let go."""
     try:
         parsed = shape.model_validate(value)
     except ValidationError as error:
         raise _explain(error, shape) from error
     if unknown := _unknown_fields(parsed):
-        embedder.metrics.unknown_fields.labels(request.scope["path"]).inc(unknown)
+        route = ROUTE_LABELS[request.scope["path"]]
+        embedder_of(request).metrics.unknown_fields.labels(route).inc(unknown)
         # Counted, and let go: the body lives as long as its request waits.
         parsed.__pydantic_extra__ = {}
     return parsed
@@ -129,12 +137,18 @@ async def parse_inputs_in_turns(
     return [item for part in parts for item in part]
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for a message: "null", "a number", "an object"."""
+    kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
+    return kinds.get(type(value), "a list of mixed values" if isinstance(value, list) else "a text")
+
+
 def _input_parts(value: object, name: str, max_inputs: int, empty: bool) -> Iterator[list[str | list[int]]]:
     """The inputs in parts of about IDS_A_TURN ids."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        raise InvalidInput(f"`{name}` must be a text or a list of texts, not {_kind(value)}")
+        raise InvalidInput(f"`{name}` must be a text or a list of texts, not {kind_of(value)}")
     if not value:
         raise EmptyInput(f"`{name}` cannot be empty")
     if _are_ids(value):
@@ -164,7 +178,7 @@ def _input_parts(value: object, name: str, max_inputs: int, empty: bool) -> Iter
     if wrong:
         raise InvalidInput(
             f"`{name}` must hold texts or lists of token ids; {name_inputs([index for index, _ in wrong])} "
-            f"{'is' if len(wrong) == 1 else 'are not: the first is'} {_kind(wrong[0][1])}"
+            f"{'is' if len(wrong) == 1 else 'are not: the first is'} {kind_of(wrong[0][1])}"
         )
     if blank and not empty:
         where = "" if len(value) == 1 else f" ({name_inputs(blank)})"
@@ -256,8 +270,3 @@ def _unknown_fields(body: Body) -> int:
 def _are_ids(values: list[object]) -> bool:
     """Whether all are whole numbers; booleans are none, though Python counts with them."""
     return set(map(type, values)) <= {int}
-
-
-def _kind(value: object) -> str:
-    kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
-    return kinds.get(type(value), "a list of mixed values" if isinstance(value, list) else "a text")

@@ -16,16 +16,20 @@ from starlette.responses import Response
 from tokenizers import Encoding, Tokenizer
 
 from service.api.answering import Parts, json_response
-from service.api.embed import ERROR_RESPONSES, TOKENIZE_CHARS_MAX, InputTypeName, Options, Texts, ask_of
+from service.api.options import InputTypeName, Options, Texts, ask_of
 from service.api.reading import Body, embedder_of, parse_inputs_in_turns, parse_texts, read
 from service.api.schema import schema_of
+from service.api.tei import ERROR_RESPONSES, TEI
 from service.asking import prompted
 from service.errors import InvalidInput, name_inputs
 from service.recipe.prompts import PromptedText
 from service.recipe.tokens import take_ids
 
+FACADE = TEI
 router = APIRouter()
 
+# Nothing is cut, and some 300 bytes are answered a token: ten megabytes of text would take gigabytes.
+TOKENIZE_CHARS_MAX = 100_000
 TOKENS_A_SLICE = 4096
 
 Ids = Annotated[

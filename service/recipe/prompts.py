@@ -48,8 +48,13 @@ class Prompts:
     instruct: bool = False
     instructions: dict[str, str] = field(default_factory=dict)
 
-    def prefix(self, role: Role, instruction: str | None = None, input_type: str | None = None) -> str:
-        """The characters put before a text of this role. An instruction on a model without one is refused."""
+    def prefix(
+        self, role: Role, instruction: str | None = None, input_type: str | None = None, *, plain: bool = False
+    ) -> str:
+        """The characters put before a text of this role. An instruction on a model without one is refused.
+
+        plain: of a query without an instruction, on a model that takes them.
+        """
         if instruction is not None and not self.instruct:
             raise InvalidInput(
                 f"this model takes no instruction (given: {instruction[:80]!r}); leave it out, "
@@ -57,7 +62,7 @@ class Prompts:
             )
         if role == "passage":
             return self.passage
-        if not self.instruct:
+        if plain or not self.instruct:
             return self.query
         chosen = instruction or self.instructions.get((input_type or "query").lower()) or self.instructions["query"]
         return f"{_INSTRUCT_HEAD}{chosen}{_INSTRUCT_TAIL}"
@@ -81,11 +86,15 @@ E5_INSTRUCT_PROMPTS = Prompts(
 
 @dataclass(frozen=True)
 class PromptedText:
-    """A text as the tokenizer gets it. prompt_chars: how many of its characters are the prompt."""
+    """A text as the tokenizer gets it.
+
+    prompt_chars: how many of its characters are the prompt.   brought: whether the text came with its prompt.
+    """
 
     text: str
     role: Role
     prompt_chars: int
+    brought: bool = False
 
 
 def role_of(input_type: str) -> Role:
@@ -104,34 +113,40 @@ def format_text(
     default_role: Role = "query",
     instruction: str | None = None,
     input_type: str | None = None,
+    plain: bool = False,
 ) -> PromptedText:
     """Put the role's prompt before a text, once.
 
     Without a role, a text that begins with any of the model's prompts is taken as it stands and the default role
     applies to the rest. With a role, only that role's own prompt counts as already there: "query: what is it" as a
     passage is a passage that begins with these words.
+
+    plain: a query without an instruction; one that the text brings is taken off.
     """
+    if plain and role == "query":
+        text = text[_instruct_chars(text) :]
+        return PromptedText(prompts.query + text, role, len(prompts.query))
     if role is None and instruction is None:
         found = _prompt_of(text, prompts)
         if found is not None:
             return found
     role = role or default_role
     if prompts.instruct and role == "query" and instruction is None and (size := _instruct_chars(text)):
-        return PromptedText(text, role, size)
+        return PromptedText(text, role, size, brought=True)
     prefix = prompts.prefix(role, instruction, input_type)
     if prefix and text.startswith(prefix):
-        return PromptedText(text, role, len(prefix))
+        return PromptedText(text, role, len(prefix), brought=True)
     return PromptedText(prefix + text, role, len(prefix))
 
 
 def _prompt_of(text: str, prompts: Prompts) -> PromptedText | None:
     if prompts.instruct:
         size = _instruct_chars(text)
-        return PromptedText(text, "query", size) if size else None
+        return PromptedText(text, "query", size, brought=True) if size else None
     for role in ROLES:
         prefix = prompts.prefix(role)
         if prefix and text.startswith(prefix):
-            return PromptedText(text, role, len(prefix))
+            return PromptedText(text, role, len(prefix), brought=True)
     return None
 
 

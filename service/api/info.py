@@ -1,0 +1,71 @@
+"""GET /info: TEI's description of what is served, with this server's own fields.
+
+Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.rs, version 1.9.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import __version__
+from service.api.answering import json_response
+from service.api.encoding import Dtype, scale_of
+from service.api.reading import embedder_of
+from service.api.tei import TEI
+from service.api.tokenize import TOKENIZE_CHARS_MAX
+
+FACADE = TEI
+router = APIRouter()
+
+
+@router.get("/info", summary="The model and the limits")
+async def info(request: Request) -> Response:
+    """TEI's fields, then this server's own."""
+    embedder = embedder_of(request)
+    settings, spec, about = embedder.settings, embedder.model.spec, embedder.about()
+    return json_response(
+        {
+            "model_id": spec.name,
+            "model_sha": spec.files.get("model.onnx"),
+            "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[
+                about["precision"]
+            ],
+            "served_model_name": spec.name,
+            "model_type": {"embedding": {"pooling": "mean"}},
+            # Requests are admitted by tokens, not by number; TEI's field has to be a number all the same.
+            "max_concurrent_requests": settings.max_queued_tokens,
+            "max_input_length": spec.max_tokens,
+            "max_batch_tokens": settings.max_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_inputs,
+            "auto_truncate": settings.truncate,
+            "tokenization_workers": 2,
+            "version": __version__,
+            "sha": None,
+            "docker_label": None,
+            "model_version": embedder.model.version,
+            "model_source": spec.source,
+            "dimension": spec.dimension,
+            "output_dtypes": list(get_args(Dtype)),
+            "int8_scale": scale_of(embedder.model.golden),
+            "weights": spec.weights,
+            "engine": about["engine"],
+            "precision": about["precision"],
+            "device": about["device"],
+            "memory_peak_bytes": embedder.memory.total if embedder.memory else None,
+            "golden": {"source": about["golden_source"], "cosine": embedder.proof_cosine},
+            "default_role": settings.default_role,
+            "prompts": {
+                "query": spec.prompts.prefix("query"),
+                "passage": spec.prompts.prefix("passage"),
+                "instruct": spec.prompts.instruct,
+            },
+            "max_queued_tokens": settings.max_queued_tokens,
+            "max_tokenize_characters": TOKENIZE_CHARS_MAX,
+            "max_body_bytes": settings.max_body_bytes,
+        }
+    )
