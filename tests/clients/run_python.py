@@ -1,4 +1,4 @@
-"""Runs a client's script a few times in one process and says what it came to. Run by the clients' own Python.
+"""Runs clients' scripts one after another in one process and says what each came to. Run by the clients' own Python.
 
 python run_python.py ANSWER < SOURCES     # a list of sources in JSON; a file for the list of outcomes
 """
@@ -6,6 +6,7 @@ python run_python.py ANSWER < SOURCES     # a list of sources in JSON; a file fo
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -16,18 +17,17 @@ def outcome(source: str) -> dict[str, object]:
     try:
         exec(compile(source, "script", "exec"), names)
         found: dict[str, object] = {
-            name: [plain(vector) for vector in names[name]] if name.endswith("s") else plain(names[name])
-            for name in ("question_vector", "passage_vectors")
+            name: plain(names[name]) for name in ("question_vector", "passage_vectors", "similarities") if name in names
         }
     except Exception as error:
         kind = type(error)
-        found = {"error": f"{kind.__module__}.{kind.__qualname__}", "message": str(error)}
+        found = {"error": f"{kind.__module__.split('.')[0]}.{kind.__qualname__}", "message": str(error)}
     return found | {"seconds": time.monotonic() - began}
 
 
-def plain(vector: object) -> list[float]:
-    """A vector, or whatever else a client took for one, as numbers."""
-    return [float(number) for number in vector]  # type: ignore[attr-defined]
+def plain(value: object) -> object:
+    """Numbers, and lists of them, of whatever classes a client gives."""
+    return [plain(item) for item in value] if isinstance(value, Iterable) else float(value)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

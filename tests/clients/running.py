@@ -13,9 +13,10 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
-from catalogue import Client
+from catalogue import Client, Place
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -26,7 +27,7 @@ QUESTION = '"How tall is the television tower?"'
 PASSAGES = '["Der Fernsehturm ist 368 Meter hoch.", "Rotterdam has the largest harbour in Europe."]'
 
 # Generous: importing some of them takes seconds, and the machine may be busy with something else.
-RUN_MAX_S = 240.0
+RUN_MAX_S = 600.0
 # What a user may have set is nobody's default; offline, huggingface_hub refuses every request, to this machine too.
 NOT_OURS = ("ANTHROPIC_", "CO_API", "CHROMA_", "COHERE_", "HF_", "HUGGING", "LITELLM_", "ME5_", "OLLAMA_", "OPENAI_")
 
@@ -47,6 +48,7 @@ class Outcome:
     seconds: float
     question_vector: list[float] | None = None
     passage_vectors: list[list[float]] | None = None
+    similarities: list[float] | None = None
     error: str = ""
     message: str = ""
 
@@ -68,44 +70,74 @@ def filled(source: str, ask: Ask) -> str:
     )
 
 
-def run(client: Client, asks: Sequence[Ask]) -> list[Outcome]:
-    """The client's script run once for each, in one process: what it imports, it imports once."""
-    return run_sources(client, [filled(source_of(client), ask) for ask in asks])
+def run(client: Client, ask: Ask, change: tuple[str, str] | None = None) -> Outcome:
+    """The client's script run once.   change: words of it, and those in their place."""
+    (outcome,) = run_sources(client.place, [filled(changed(source_of(client), change), ask)])
+    return outcome
 
 
-def run_sources(client: Client, sources: Sequence[str]) -> list[Outcome]:
-    """These scripts, run where the client lives."""
+def changed(source: str, change: tuple[str, str] | None) -> str:
+    """A script with other words in place of some of its own."""
+    if change is None:
+        return source
+    assert change[0] in source, f"the script has to hold {change[0]}"
+    return source.replace(*change)
+
+
+def run_sources(place: Place, sources: Sequence[str]) -> list[Outcome]:
+    """These scripts, run where their client lives, in one process: what they import, they import once."""
+    if place == "shell":
+        return [_run_shell(source) for source in sources]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        outcomes = []
-        for given in [sources] if client.place != "shell" else [[source] for source in sources]:
-            ended = subprocess.run(
-                [*_program(client), str(answer)],
-                input=json.dumps(given) if client.place != "shell" else given[0],
-                text=True,
-                cwd=CLIENTS_VENV / "node" if client.place == "node" else folder,
-                env=_environment(folder),
-                capture_output=True,
-                timeout=RUN_MAX_S,
-                check=False,
-            )
-            outcomes += _outcomes(client, ended, answer)
-        return outcomes
+        ended = subprocess.run(
+            [*_program(place), str(answer)],
+            input=json.dumps(sources),
+            text=True,
+            cwd=CLIENTS_VENV / "node" if place == "node" else folder,
+            env=_environment(folder),
+            capture_output=True,
+            timeout=RUN_MAX_S,
+            check=False,
+        )
+        assert ended.returncode == 0, f"exit code {ended.returncode}\n{ended.stderr[-4000:]}"
+        return [Outcome(**one) for one in json.loads(answer.read_text(encoding="utf-8"))]
 
 
-def versions(place: str, packages: Sequence[str]) -> str:
-    """The version of each package as it lies in its environment."""
+def _run_shell(source: str) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = ["sh", str(HERE / "run_shell.sh"), str(answer)]
+        ended = subprocess.run(
+            command,
+            input=source,
+            text=True,
+            env=_environment(folder),
+            capture_output=True,
+            timeout=RUN_MAX_S,
+            check=False,
+        )
+        if ended.returncode:
+            return Outcome(0.0, error=f"exit code {ended.returncode}", message=ended.stderr)
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    # The answer as it came: a list, whatever was asked.
+    (question,) = found["question_vector"]
+    return Outcome(0.0, question, found["passage_vectors"])
+
+
+def version(place: Place, package: str) -> str:
+    """Of a package, as it lies in its environment; empty where it is the machine's own."""
     if place == "shell":
-        return subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+        return ""
     if place == "node":
-        files = [CLIENTS_VENV / "node" / "node_modules" / package / "package.json" for package in packages]
-        return ", ".join(json.loads(file.read_text(encoding="utf-8"))["version"] for file in files)
-    script = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]), sep=', ')"
-    command = [str(CLIENTS_VENV / place / "bin" / "python"), "-c", script, *packages]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        file = CLIENTS_VENV / "node" / "node_modules" / package / "package.json"
+        return str(json.loads(file.read_text(encoding="utf-8"))["version"])
+    packages = sorted(CLIENTS_VENV.glob(f"{place}/lib/python*/site-packages"))
+    (found,) = distributions(name=package, path=[str(folder) for folder in packages])
+    return found.version
 
 
-def missing(place: str) -> str:
+def missing(place: Place) -> str:
     """Why what lives there can't be run, and what would change that; empty where it can."""
     if place == "shell":
         return "" if shutil.which("curl") else "no curl"
@@ -115,23 +147,14 @@ def missing(place: str) -> str:
     return "" if there.exists() else f"no {there}; make clients"
 
 
-def _program(client: Client) -> list[str]:
-    if client.place == "shell":
-        return ["sh", str(HERE / "run_shell.sh")]
-    if client.place == "node":
+def _program(place: Place) -> list[str]:
+    if place == "node":
         return ["node", str(HERE / "run_node.mjs")]
-    return [str(CLIENTS_VENV / client.place / "bin" / "python"), str(HERE / "run_python.py")]
+    return [str(CLIENTS_VENV / place / "bin" / "python"), str(HERE / "run_python.py")]
 
 
 def _environment(folder: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
-    return kept | {"HOME": folder}
-
-
-def _outcomes(client: Client, ended: subprocess.CompletedProcess[str], answer: Path) -> list[Outcome]:
-    if client.place == "shell" and ended.returncode:
-        # curl's own words and, for the client has no other, the answer's body.
-        return [Outcome(0.0, error=f"exit code {ended.returncode}", message=ended.stderr + ended.stdout)]
-    assert ended.returncode == 0, f"{client.script}: exit code {ended.returncode}\n{ended.stderr[-4000:]}"
-    found = json.loads(answer.read_text(encoding="utf-8"))
-    return [Outcome(**one) for one in found] if isinstance(found, list) else [Outcome(0.0, **found)]
+    # What tiktoken would download: LlamaIndex brings the same file.
+    vocabularies = next(CLIENTS_VENV.glob("frameworks/lib/python*/site-packages/llama_index/core/_static"), HERE)
+    return kept | {"HOME": folder, "TIKTOKEN_CACHE_DIR": str(vocabularies / "tiktoken_cache")}

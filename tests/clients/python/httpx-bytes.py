@@ -10,7 +10,9 @@ def embed(texts, input_type):
         "http://127.0.0.1:8080/embed",
         json={"inputs": texts, "input_type": input_type},
         headers={"accept": "application/octet-stream"},
-    ).raise_for_status()
+    )
+    if answer.is_error:
+        raise RuntimeError(answer.json()["error"])
     return np.frombuffer(answer.content, "<f4").reshape(len(texts), -1)
 
 
