@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
@@ -20,11 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
 from service.api.answering import ClientGone
-from service.api.contracts import CONTRACTS, METHODS, POSTS, error_response
+from service.api.contracts import CONTRACTS, METHODS, POSTS, described, error_response
 from service.api.intake import Intake
 from service.api.turns import Turns
 from service.embedder import Embedder, OpenHost, open_process
 from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound
+from service.foreign_tokens import ForeignTokens
 from service.loop_lag import watch_lag
 from service.metrics import ERROR_CODES, NO_LABEL, ROUTE_LABELS, ROUTES, Metrics
 from service.settings import Settings, load_settings
@@ -54,6 +55,7 @@ def create_app(
     settings = settings or load_settings()
     embedder = Embedder(settings, Metrics(), open_host=open_host)
     tracing = _open_tracing(settings, embedder)
+    foreign_tokens = None if settings.openai_tokens is None else ForeignTokens(settings.openai_tokens)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +80,7 @@ def create_app(
     patch_fastapi(app, redirect_from_root_to_docs=False)
     app.state.embedder = embedder
     app.state.tracing = tracing
+    app.state.foreign_tokens = foreign_tokens
     app.state.turns = Turns()
     app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
     for module in CONTRACTS:
@@ -108,6 +111,13 @@ class Gateway(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's own: FastAPI's looks for a tracer to tell at every request."""
         await Starlette.__call__(self, scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's own, made once, with whole examples."""
+        if not self.openapi_schema:
+            described(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's own, with the front outside of everything."""

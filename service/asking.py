@@ -54,13 +54,16 @@ class Ask:
     plain: bool = False
     max_tokens: int | None = None
     also: Ask | None = None
+    # For token states in place of vectors: told how many bytes they take before they are there, and may refuse.
+    hold_states: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """vectors: float32[N, D].   tokens: per input, as the model read it.   truncated: indices of inputs that were cut.
+    """vectors: float32[N, D]; or token states float32[tokens, D], one input's after another's.
 
-    brought: indices of texts that came with their prompt.   queue_s and engine_s are means over the inputs.
+    tokens: per input, as the model read it.   truncated: indices of inputs that were cut.   brought: indices of texts
+    that came with their prompt.   queue_s and engine_s are means over the inputs.
     """
 
     vectors: NDArray[np.float32]

@@ -239,16 +239,21 @@ class Embedder:
         total = sum(len(item.ids) for item in tokens)
         lane = ask.lane or lane_of(role_label(roles), total)
         self._admit(ask, lane, total)
+        starts = None if ask.hold_states is None else np.cumsum([0, *(len(item.ids) for item in tokens[:-1])])
+        rows = len(tokens) if starts is None else total
+        if ask.hold_states is not None:
+            ask.hold_states(rows * self.model.spec.dimension * 4)
         job = Job(
             lane=lane,
             client=ask.client,
             tokens=total,
             deadline=started + (ask.timeout_s or self._default_timeout_s(total)),
             unit=ask.normalize,
-            vectors=np.empty((len(tokens), self.model.spec.dimension), dtype=np.float32),
+            vectors=np.empty((rows, self.model.spec.dimension), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
             trace=ask.trace,
+            starts=starts,
         )
         self._scheduler.submit(job, [item.ids for item in tokens])
         if ask.trace is not None:
@@ -298,6 +303,11 @@ class Embedder:
             raise InvalidInput(f"`dimensions` is {ask.dimensions}, this model has 1 to {spec.dimension}")
         if not ask.normalize and spec.pooling == "graph" and spec.raw_output is None:
             raise InvalidInput("this model's graph gives vectors of length one only; leave `normalize` out")
+        if ask.hold_states is not None and self.engine is not None and not self.engine.gives_states:
+            raise InvalidInput(
+                f"{spec.name} on {self.engine.name} gives vectors alone, no token states; serve it with "
+                "ME5_ENGINE=onnx or openvino, or a version whose graph ends in token states (pooling: mean)"
+            )
         check_weight(ask, spec.prompts, default_role)
         parts = parts_of(ask, default_role)
         for part in parts:

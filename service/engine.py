@@ -34,12 +34,17 @@ class Engine(Protocol):
     precision: Precision
     # What the engine itself says it computes on, such as CPUExecutionProvider.
     device: str
+    # Whether `states` can be asked.
+    gives_states: bool
 
     def run(self, batch: TokenBatch, *, unit: bool = True) -> NDArray[np.float32]:
         """[B, D] vectors where the graph pools, of length one with `unit`; [B, T, H] token states where it does not.
 
         `unit=False` needs a spec with raw_output, or a graph that gives token states.
         """
+
+    def states(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """[B, T, H] token states, before pooling; those of padding are there too and mean nothing."""
 
     def close(self) -> None:
         """Free what the engine holds. Running after this is an error."""
@@ -48,14 +53,15 @@ class Engine(Protocol):
 class EngineHost(Protocol):
     """Where engines live, asked from the event loop: a process of their own, or another machine.
 
-    name, precision, device: as the engine's own.   streams: batches it computes at the same time.   remote: whether
-    it is elsewhere: a run may be cancelled, and it judges by itself who of its engines fails.   lost: resolves with the
-    reason once nothing can be computed here any more.
+    name, precision, device, gives_states: as the engine's own.   streams: batches it computes at the same time.
+    remote: whether it is elsewhere: a run may be cancelled, and it judges by itself who of its engines fails.
+    lost: resolves with the reason once nothing can be computed here any more.
     """
 
     name: str
     precision: Precision
     device: str
+    gives_states: bool
     streams: int
     remote: bool
     lost: asyncio.Future[str]
@@ -78,6 +84,16 @@ class EngineHost(Protocol):
         At most `streams` batches a lane run at a time. Raises EngineFailed where the engine failed on the batch, and
         EngineLost where there is none any more. Cancelling leaves a host unusable unless it is remote: `kill` it.
         """
+
+    async def states(
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        deadline: float | None = None,
+        traceparent: str | None = None,
+    ) -> NDArray[np.float32]:
+        """float32[tokens, H], the token states of B rows of ids, one row's after another's; else as `run`."""
 
     def kill(self, reason: str) -> None:
         """End it at once, whatever it does; batches that run there raise EngineLost."""

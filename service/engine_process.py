@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service import errors
 from service.batching import LANES, Lane
 from service.engine import EngineConfig
-from service.engine_worker import ANSWER, ERROR_BYTES_MAX, REQUEST, UNIT, WIDE
+from service.engine_worker import ANSWER, ERROR_BYTES_MAX, REQUEST, STATES, UNIT, WIDE
 from service.errors import EngineFailed, EngineLost, ModelFileError, StartupError
 from service.recipe.golden import Precision
 
@@ -55,6 +55,7 @@ class EngineProcess:
         self.name: str = config.engine
         self.precision: Precision = config.precision
         self.device: str = config.device
+        self.gives_states = False
         self.streams = config.streams
         self.pid = process.pid
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -114,10 +115,26 @@ class EngineProcess:
         traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """As EngineHost says. A batch that runs is not stopped for its deadline."""
+        return await self._ask(rows, lane, (UNIT if unit else 0) | (WIDE if wide else 0), len(rows))
+
+    async def states(
+        self,
+        rows: Sequence[NDArray[np.int32]],
+        *,
+        lane: Lane,
+        deadline: float | None = None,  # noqa: ARG002
+        traceparent: str | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """As EngineHost says."""
+        return await self._ask(rows, lane, STATES, sum(map(len, rows)))
+
+    async def _ask(
+        self, rows: Sequence[NDArray[np.int32]], lane: Lane, flags: int, expected: int
+    ) -> NDArray[np.float32]:
+        """The engine's answer to a batch: `expected` rows of numbers."""
         loop = asyncio.get_running_loop()
         slot = self._free[lane].pop()
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        flags = (UNIT if unit else 0) | (WIDE if wide else 0)
         frame = b"".join(
             (REQUEST.pack(flags, len(rows), self._dimension), lengths.tobytes(), np.concatenate(rows).tobytes())
         )
@@ -128,8 +145,8 @@ class EngineProcess:
                 words = await self._receive(slot, min(count, ERROR_BYTES_MAX))
                 self._free[lane].append(slot)
                 raise EngineFailed(words.decode("utf-8", "replace"))
-            if (count, width) != (len(rows), self._dimension):
-                raise EngineLost(f"the engine's process answered {count} × {width}, not {len(rows)} rows")
+            if (count, width) != (expected, self._dimension):
+                raise EngineLost(f"the engine's process answered {count} × {width}, not {expected} rows")
             vectors = np.empty((count, width), dtype=np.float32)
             await self._receive_into(slot, vectors.data.cast("B"))
         except (OSError, ValueError) as error:
@@ -171,6 +188,7 @@ class EngineProcess:
             kind = getattr(errors, about["error"], ModelFileError)
             raise (kind if issubclass(kind, StartupError) else ModelFileError)(about["message"])
         self.name, self.precision, self.device = about["name"], about["precision"], about["device"]
+        self.gives_states = about["gives_states"]
         self._watch = asyncio.create_task(self._watch_end(), name="engine process")
 
     async def _watch_end(self) -> None:

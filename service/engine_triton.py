@@ -215,6 +215,8 @@ class TritonHost:
     name = "triton"
     device = "remote"
     remote = True
+    # What Triton sends are vectors: its configuration names no other output.
+    gives_states = False
 
     def __init__(self, pool: TritonPool) -> None:
         self.precision = pool.precision
@@ -253,6 +255,17 @@ class TritonHost:
                 # Not from within the handler: an error that holds another's traceback is a ring.
                 raise self._error_of(outcome, message, len(rows))
             self._pool.retries.inc()
+
+    async def states(
+        self,
+        rows: Sequence[NDArray[np.int32]],  # noqa: ARG002
+        *,
+        lane: Lane,  # noqa: ARG002
+        deadline: float | None = None,  # noqa: ARG002
+        traceparent: str | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """Never asked, see `gives_states`."""
+        raise EngineFailed("Triton gives no token states")
 
     def kill(self, reason: str) -> None:
         """Nothing more is asked through this; Triton goes on, and so does what it has."""

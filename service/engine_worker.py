@@ -5,7 +5,8 @@ out, and its end means that the gateway is gone. Each further one is a slot, a t
 and writes its vectors; "i" or "b" after the number says for which lane.
 
 A batch:   REQUEST (flags, rows, dimension), int32 lengths[rows], int32 ids, one row after another.
-An answer: ANSWER (failed, rows or bytes, dimension), float32[rows, dimension], or the error's words in UTF-8.
+An answer: ANSWER (failed, rows or bytes, dimension), float32[rows, dimension], or the error's words in UTF-8. With the
+           flag STATES the rows are those of the tokens, one text's after another's.
 All in the machine's own byte order: both ends are one program on one machine.
 """
 
@@ -36,7 +37,7 @@ from service.shapes import Shapes, shapes_of
 
 REQUEST = struct.Struct("=III")
 ANSWER = struct.Struct("=III")
-UNIT, WIDE = 1, 2
+UNIT, WIDE, STATES = 1, 2, 4
 
 ERROR_BYTES_MAX = 4000
 # prctl(2)
@@ -100,7 +101,7 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
         message = error.message if isinstance(error, Me5Error) else f"the engine can't be opened: {error!r}"
         control.sendall(json.dumps({"error": kind, "message": message}).encode() + b"\n")
         return
-    about = {name: getattr(engines[1], name) for name in ("name", "precision", "device")}
+    about = {name: getattr(engines[1], name) for name in ("name", "precision", "device", "gives_states")}
     shapes = shapes_of(engines[1].name, spec.max_tokens)
     for slot in arguments[1:]:
         channel = socket.socket(fileno=int(slot[:-1]))
@@ -140,8 +141,13 @@ def _serve_slot(channel: socket.socket, served: _Served) -> None:
         ids = np.frombuffer(_receive(channel, 4 * int(lengths.sum())) or b"", dtype=np.int32)
         try:
             batch = pad(np.split(ids, np.cumsum(lengths)[:-1]), served.pad_id, served.shapes.width(int(lengths.max())))
+            engine = wide if flags & WIDE else narrow
             unit = bool(flags & UNIT)
-            vectors = vectors_of((wide if flags & WIDE else narrow).run(batch, unit=unit), batch, unit=unit)
+            if flags & STATES:
+                rows = batch.tokens
+                vectors = engine.states(batch)[batch.mask.astype(bool)]
+            else:
+                vectors = vectors_of(engine.run(batch, unit=unit), batch, unit=unit)
             if vectors.shape != (rows, dimension):
                 raise ValueError(f"the engine gave an array of shape {vectors.shape}, wanted {(rows, dimension)}")
         except BaseException as error:

@@ -15,6 +15,7 @@ from service.batching import Lane
 from service.engine import EngineHost
 from service.errors import Me5Error
 from service.metrics import Metrics
+from service.recipe.pooling import l2_normalize, mean_pool
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace
@@ -30,8 +31,9 @@ class Job:
     """One request's texts on their way to vectors.
 
     client: whose request it is, for fairness.   vectors: float32[N, D], filled row by row.   unit: whether they are
-    scaled to length one.   deadline: on the monotonic clock.   done: resolves once every row is there, or fails with
-    the first error.
+    scaled to length one.   starts: None; or, where token states are wanted and `vectors` is float32[tokens, D], in
+    which of its rows those of each text begin.   deadline: on the monotonic clock.   done: resolves once every row is
+    there, or fails with the first error.
     """
 
     lane: Lane
@@ -46,6 +48,14 @@ class Job:
     engine_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
     trace: RequestTrace | None = None
+    starts: NDArray[np.int64] | None = None
+
+    def put(self, row: int, found: NDArray[np.float32]) -> None:
+        """What the engine gave for a text: its vector [D], or its token states [n, D]."""
+        if self.starts is None:
+            self.vectors[row] = found
+        else:
+            self.vectors[self.starts[row] : self.starts[row] + len(found)] = found
 
     def fail(self, error: Me5Error) -> None:
         """Answer the request with this error, if it is not answered yet."""
@@ -66,6 +76,34 @@ class Pending:
 
     def __post_init__(self) -> None:
         self.length = len(self.ids)
+
+
+# What the engine gave for a batch: a vector a text; or, where one of them wants its token states, a list by text.
+Found = NDArray[np.float32] | list[NDArray[np.float32]]
+
+
+def parted(states: NDArray[np.float32], batch: Sequence[Pending]) -> list[NDArray[np.float32]]:
+    """The token states [tokens, D] of a batch by text: as they are [n, D] for who wants them, else pooled to [D]."""
+    ends = np.cumsum([pending.length for pending in batch])
+    found = np.split(states, ends[:-1])
+    return [
+        rows if pending.job.starts is not None else _pooled(rows, pending.job)
+        for rows, pending in zip(found, batch, strict=True)
+    ]
+
+
+def finite_rows(found: Found) -> list[bool]:
+    """For each text whether all of its numbers are finite."""
+    if isinstance(found, list):
+        return [bool(np.isfinite(row).all()) for row in found]
+    finite: list[bool] = np.asarray(np.isfinite(found).all(axis=1)).tolist()
+    return finite
+
+
+def _pooled(states: NDArray[np.float32], job: Job) -> NDArray[np.float32]:
+    mean = mean_pool(states[None], np.ones((1, len(states)), dtype=np.float32))
+    vector: NDArray[np.float32] = (l2_normalize(mean) if job.unit else mean)[0]
+    return vector
 
 
 # Around the time of a batch on its host, from a moment on the monotonic clock: gives its `traceparent`, if it has one.

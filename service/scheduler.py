@@ -28,7 +28,7 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Job, LaneMetrics, Pending, TraceBatch, untraced
+from service.jobs import DrainRate, Found, Job, LaneMetrics, Pending, TraceBatch, finite_rows, parted, untraced
 from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize
 
@@ -201,14 +201,14 @@ class Scheduler:
         try:
             traced = self.trace_batch(host, lane, batch, started)
             async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
-                vectors = await host.run(
-                    [pending.ids for pending in batch],
-                    lane=lane,
-                    unit=unit,
-                    wide=wide,
-                    deadline=max(pending.job.deadline for pending in batch),
-                    traceparent=traceparent,
-                )
+                rows, deadline = [pending.ids for pending in batch], max(pending.job.deadline for pending in batch)
+                if all(pending.job.starts is None for pending in batch):
+                    found: Found = await host.run(
+                        rows, lane=lane, unit=unit, wide=wide, deadline=deadline, traceparent=traceparent
+                    )
+                else:
+                    states = await host.states(rows, lane=lane, deadline=deadline, traceparent=traceparent)
+                    found = parted(states, batch)
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
             host.kill("it hung")
@@ -228,11 +228,12 @@ class Scheduler:
             self._fail(batch, EngineFailed(f"the engine failed on this request's batch: {how}"))
             self._give_up_on_failures(host)
         else:
-            if not unit:
+            if not unit and isinstance(found, np.ndarray):
                 scaled = [index for index, pending in enumerate(batch) if pending.job.unit]
-                vectors[scaled] = l2_normalize(vectors[scaled])
-            self._failures = 0 if np.isfinite(vectors).any() else self._failures + 1
-            self._hand_out(lane, batch, vectors, started)
+                found[scaled] = l2_normalize(found[scaled])
+            finite = finite_rows(found)
+            self._failures = 0 if any(finite) else self._failures + 1
+            self._hand_out(lane, batch, found, finite, started)
             self._give_up_on_failures(host)
 
     def _ended(self, lane: Lane, _: asyncio.Task[None]) -> None:
@@ -268,9 +269,8 @@ class Scheduler:
         for pending in batch:
             pending.job.fail(error)
 
-    def _hand_out(self, lane: Lane, batch: list[Pending], vectors: NDArray[np.float32], started: float) -> None:
+    def _hand_out(self, lane: Lane, batch: list[Pending], found: Found, finite: list[bool], started: float) -> None:
         now = time.monotonic()
-        finite: list[bool] = np.asarray(np.isfinite(vectors).all(axis=1)).tolist()
         if not all(finite):
             log.error("%d of %d vectors of a batch are not finite", finite.count(False), len(batch))
         for index, pending in enumerate(batch):
@@ -279,7 +279,7 @@ class Scheduler:
                 job.fail(EngineFailed(f"the engine gave a vector that is not finite for input {pending.row}"))
             if job.done.done():
                 continue
-            job.vectors[pending.row] = vectors[index]
+            job.put(pending.row, found[index])
             job.queue_s += started - pending.arrived
             job.engine_s += now - started
             job.remaining -= 1

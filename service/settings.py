@@ -67,6 +67,10 @@ class Settings(BaseModel):
         "422", description="status of a text that is too long where nothing may be cut; 413 as TEI had it before 1.9"
     )
 
+    openai_tokens: Path | None = Field(
+        None, description="a .tiktoken file, such as cl100k_base's: token ids on OpenAI's route are read by it"
+    )
+
     max_inputs: int = Field(2048, ge=1, description="texts a request")
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="bytes a request body")
     max_batch_tokens: int = Field(
@@ -99,7 +103,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
-    @field_validator("cache_dir", mode="before")
+    @field_validator("cache_dir", "openai_tokens", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from exact_gateway import start_exact_gateway
 from gateway_process import MODEL_REPO, SHIPPED_MODEL, Gateway, start_gateway
 
 from service.model import find_version
@@ -46,6 +47,13 @@ def gateway() -> Iterator[Gateway]:
 def client(gateway: Gateway) -> Iterator[httpx.Client]:
     """A client of the shared gateway."""
     with gateway.client() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a gateway in float32, with what is off unless asked for."""
+    with start_exact_gateway(tmp_path_factory.mktemp("exact")) as started, started.client() as opened:
         yield opened
 
 

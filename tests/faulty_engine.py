@@ -27,6 +27,7 @@ class FaultyEngine:
     name = "onnx"
     precision: Precision = "fp32"
     device = "CPUExecutionProvider"
+    gives_states = False
 
     def __init__(self) -> None:
         self._engine: Engine = open_engine(SHIPPED, load_spec(SHIPPED, verify=False))

@@ -27,6 +27,7 @@ class InThread:
 
     def __init__(self, engine: Engine, dimension: int) -> None:
         self.name, self.precision, self.device = engine.name, engine.precision, engine.device
+        self.gives_states = False
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._engine, self._dimension = engine, dimension
 

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.encoding import CHARS_A_SLICE, NUMBERS_A_SLICE
 from service.api.reading import embedder_of, header_of, turns_of
+from service.api.turns import Turns
 from service.asking import Answer, Ask, role_label
 from service.errors import InvalidInput, ranges
 
@@ -45,6 +46,25 @@ class Parts(Response):
         last = len(self.parts) - 1
         for number, part in enumerate(self.parts):
             await send({"type": "http.response.body", "body": part, "more_body": number < last})
+
+
+class Streamed(Response):
+    """A JSON response of which no more is there at a time than the piece that is being sent."""
+
+    def __init__(self, turns: Turns, parts: Iterator[bytes], headers: Headers) -> None:
+        self.status_code = 200
+        self.background = None
+        self.turns = turns
+        self.parts = parts
+        self.raw_headers = [*headers, (b"content-type", b"application/json")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        part: bytes | None = b""
+        while part is not None:
+            async with self.turns:
+                part = next(self.parts, None)
+            await send({"type": "http.response.body", "body": part or b"", "more_body": part is not None})
 
 
 async def answer(request: Request, ask: Ask) -> Answer:

@@ -10,17 +10,17 @@ from starlette.responses import Response
 
 from service.api.answering import respond
 from service.api.encoding import Dtype, Vectors, npy, raw
+from service.api.facade import JSON
 from service.api.reading import header_of
 from service.asking import Answer
 
 OCTETS = "application/octet-stream"
 NPY = "application/x-npy"
-JSON = "application/json"
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
 # For OpenAPI: a 200 that may be bytes.
-CONTENT: dict[str, object] = {OCTETS: BINARY, NPY: BINARY}
-HEADERS: dict[str, object] = {
+BINARY: dict[str, object] = {OCTETS: _BYTES, NPY: _BYTES}
+BINARY_HEADERS: dict[str, object] = {
     "x-me5-shape": {"description": "of vectors in bytes: rows,dimensions", "schema": {"type": "string"}},
     "x-me5-dtype": {
         "description": "of vectors in bytes: the components' type, little-endian",

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answering import answer, respond
 from service.api.encoding import TYPES, Kind, json_list, json_texts, scale_of, typed
-from service.api.facade import Facade, text_field
+from service.api.facade import INTEGER, NUMBERS, TEXT, Facade, array_of, object_of
 from service.api.options import InputTypeName, Options, Texts, ask_of, role_of_model
 from service.api.reading import Body, embedder_of, kind_of, parse_texts, read
 from service.api.schema import schema_of
@@ -30,7 +30,7 @@ def _error_body(error: Me5Error, _: int) -> dict[str, object]:
     return {"message": error.message}
 
 
-FACADE = Facade(prefix="/v2/", error_body=_error_body, error_schema=text_field("message"))
+FACADE = Facade(prefix="/v2/", error_body=_error_body, error_schema=object_of(message=TEXT))
 router = APIRouter()
 
 Truncate = Annotated[Literal["NONE", "START", "END"], BeforeValidator(lambda value: str(value).upper())]
@@ -72,47 +72,66 @@ class EmbedBody(Body):
     )
 
 
-_MANY_ROWS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
-_BY_TYPE = {
+_ROWS = array_of(NUMBERS)
+_BY_TYPE: dict[str, object] = {
     "type": "object",
-    "properties": {
-        kind: {"type": "array", "items": {"type": "string"}} if kind == "base64" else _MANY_ROWS for kind in TYPES
-    },
+    "properties": {kind: array_of(TEXT) if kind == "base64" else _ROWS for kind in TYPES},
     "additionalProperties": False,
 }
-_META = {
+_META: dict[str, object] = {
     "type": "object",
     "required": ["api_version", "billed_units"],
     "properties": {
-        "api_version": {"type": "object", "properties": {"version": {"type": "string"}}},
-        "billed_units": {"type": "object", "properties": {"input_tokens": {"type": "integer"}}},
-        "warnings": {"type": "array", "items": {"type": "string"}},
+        "api_version": object_of(version=TEXT),
+        "billed_units": object_of(input_tokens=INTEGER),
+        "warnings": array_of(TEXT),
+    },
+}
+_EXAMPLES: dict[str, JsonValue] = {
+    "passages": {
+        "model": "me5_nano",
+        "input_type": "search_document",
+        "texts": ["Tea turns bitter.", "It is 368 metres tall."],
+        "embedding_types": ["float", "int8", "ubinary"],
+        "truncate": "END",
+    },
+    "a query": {"model": "me5_nano", "input_type": "search_query", "texts": ["how tall is it?"], "priority": 0},
+    "texts in parts": {
+        "model": "me5_nano",
+        "input_type": "clustering",
+        "inputs": [{"content": [{"type": "text", "text": "Tea turns bitter."}]}],
+        "max_tokens": 64,
+        "output_dimension": 64,
     },
 }
 
 
-def _responses(embeddings: Mapping[str, object]) -> dict[int | str, dict[str, object]]:
-    schema = {
-        "type": "object",
-        "required": ["id", "embeddings", "texts", "meta", "response_type"],
-        "properties": {
-            "id": {"type": "string"},
-            "texts": {"type": "array", "items": {"type": "string"}},
-            "embeddings": embeddings,
-            "meta": _META,
-            "response_type": {"type": "string", "enum": ["embeddings_by_type", "embeddings_floats"]},
-        },
+def _route(version: str, embeddings: Mapping[str, object], example: object) -> dict[str, Any]:
+    """A route's description."""
+    schema = object_of(
+        id=TEXT,
+        texts=array_of(TEXT),
+        embeddings=embeddings,
+        meta=_META,
+        response_type={"type": "string", "enum": ["embeddings_by_type", "embeddings_floats"]},
+    )
+    shown = {
+        "id": "ba3ebc3d19a84c5c-2",
+        "texts": ["how tall is it?"],
+        "embeddings": example,
+        "meta": {"api_version": {"version": version}, "billed_units": {"input_tokens": 9}},
+        "response_type": "embeddings_by_type" if isinstance(example, dict) else "embeddings_floats",
     }
-    described: dict[str, object] = {
-        "description": "The vectors by type.",
-        "content": {"application/json": {"schema": schema}},
+    return {
+        "openapi_extra": schema_of(EmbedBody, examples=_EXAMPLES),
+        "responses": FACADE.responses("The vectors by type, in the order of the texts.", schema, shown),
     }
-    return {**FACADE.responses(), 200: described}
 
 
-@router.post(
-    "/v2/embed", openapi_extra=schema_of(EmbedBody), responses=_responses(_BY_TYPE), summary="Cohere's embeddings"
-)
+_VECTORS = [[0.0208, -0.0345, 0.0513]]
+
+
+@router.post("/v2/embed", summary="Cohere's embeddings", **_route("2", _BY_TYPE, {"float": _VECTORS}))
 async def embed(request: Request) -> Response:
     """The vectors in each of the types asked for. More than Cohere's 96 texts are taken, up to ME5_MAX_INPUTS."""
     body = await read(request, EmbedBody)
@@ -121,9 +140,8 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/v1/embed",
-    openapi_extra=schema_of(EmbedBody),
-    responses=_responses({"oneOf": [_BY_TYPE, _MANY_ROWS]}),
     summary="Cohere's embeddings, as its older client reads them",
+    **_route("1", {"oneOf": [_BY_TYPE, _ROWS]}, _VECTORS),
 )
 async def embed_v1(request: Request) -> Response:
     """The same as /v2/embed, but a plain list of vectors where no types are asked for."""

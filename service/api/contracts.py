@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import cohere, embed, info, ollama, openai, ops, similarity, tokenize
+from service.api import cohere, embed, embed_all, info, ollama, openai, ops, similarity, tokenize
 from service.api.answering import json_response
 from service.api.facade import Facade
 from service.errors import HeadersTooLarge, Me5Error, RequestTimeout, TooManyConnections
 
-CONTRACTS = (embed, similarity, tokenize, info, openai, cohere, ollama, ops)
+CONTRACTS = (embed, embed_all, similarity, tokenize, info, openai, cohere, ollama, ops)
 
 # The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
 POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {}
@@ -29,6 +30,25 @@ for _module in CONTRACTS:
 _BY_PREFIX = sorted(
     {module.FACADE.prefix: module.FACADE for module in CONTRACTS}.items(), key=lambda item: -len(item[0])
 )
+
+
+def described(document: dict[str, Any]) -> dict[str, Any]:
+    """The API's description with the answers as the routes have them.
+
+    FastAPI leaves nulls out of examples, and adds a 422 of its own to whatever has a parameter.
+    """
+    for module in CONTRACTS:
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            for method in route.methods or ():
+                responses = document["paths"][route.path_format][method.lower()]["responses"]
+                if 422 not in route.responses:
+                    responses.pop("422", None)
+                for status, response in route.responses.items():
+                    for media_type, content in response.get("content", {}).items():
+                        if "example" in content:
+                            responses[str(status)]["content"][media_type]["example"] = content["example"]
+    return document
 
 
 def facade_of(path: str) -> Facade:

@@ -5,19 +5,22 @@ Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answering import answer, respond
-from service.api.binary import CONTENT, HEADERS, JSON, binary_type, respond_binary
+from service.api.binary import BINARY, BINARY_HEADERS, binary_type, respond_binary
 from service.api.encoding import Dtype, Format, convert, json_list, scale_of
+from service.api.facade import NUMBERS, array_of
 from service.api.options import Inputs, Options, ask_of
 from service.api.reading import checked, embedder_of, parse_inputs_in_turns, read, read_json
 from service.api.schema import schema_of
 from service.api.similarity import SimilarityBody, answer_similarity
-from service.api.tei import ERROR_RESPONSES, TEI
+from service.api.tei import TEI
 from service.errors import InvalidInput
 
 FACADE = TEI
@@ -41,24 +44,38 @@ class EmbedBody(Options):
     )
 
 
-_ROW_SCHEMAS = [{"type": "array", "items": {"type": "number"}}, {"type": "string", "contentEncoding": "base64"}]
-EMBED_RESPONSES: dict[int | str, dict[str, object]] = {
-    **ERROR_RESPONSES,
-    200: {
-        "description": "The vectors, in the order of the inputs.",
-        "headers": {
-            "x-me5-scale": {
-                "description": "int8 only: divide by it to get the components",
-                "schema": {"type": "number"},
-            },
-            **HEADERS,
-        },
-        "content": {JSON: {"schema": {"type": "array", "items": {"oneOf": _ROW_SCHEMAS}}}, **CONTENT},
+EXAMPLES: dict[str, JsonValue] = {
+    "a query": {"inputs": "how tall is the Fernsehturm?", "input_type": "query"},
+    "passages": {
+        "inputs": ["Der Fernsehturm ist 368 Meter hoch.", "東京の人口は約千四百万人です。"],
+        "prompt_name": "passage",
+        "truncate": True,
+        "truncation_direction": "right",
     },
+    "fewer dimensions": {"inputs": ["a text"], "dimensions": 64, "normalize": True},
+    "bytes in base64": {"inputs": ["a text"], "encoding_format": "base64", "output_dtype": "float16"},
 }
+_COMPARED: dict[str, JsonValue] = {
+    "sentence similarity": {
+        "inputs": {"source_sentence": "how tall is it?", "sentences": ["It is 368 metres tall.", "Tea turns bitter."]}
+    }
+}
+_ROW = {"oneOf": [NUMBERS, {"type": "string", "contentEncoding": "base64"}]}
+_HEADERS: dict[str, object] = {
+    "x-me5-scale": {"description": "int8 only: divide by it to get the components", "schema": {"type": "number"}},
+    **BINARY_HEADERS,
+}
+_VECTORS = [[0.0208, -0.0345, 0.0513]]
 
 
-@router.post("/embed", openapi_extra=schema_of(EmbedBody), responses=EMBED_RESPONSES, summary="Texts to vectors")
+@router.post(
+    "/embed",
+    openapi_extra=schema_of(EmbedBody, examples=EXAMPLES),
+    responses=TEI.responses(
+        "The vectors, in the order of the inputs.", array_of(_ROW), _VECTORS, headers=_HEADERS, binary=BINARY
+    ),
+    summary="Texts to vectors",
+)
 async def embed(request: Request) -> Response:
     """A list of vectors, one per input, in order; always a list of lists, or of base64 texts.
 
@@ -68,18 +85,20 @@ async def embed(request: Request) -> Response:
     return await _embed(request, await read(request, EmbedBody))
 
 
-@router.post(
-    "/",
-    openapi_extra=schema_of(EmbedBody, SimilarityBody),
-    responses=EMBED_RESPONSES,
-    summary="The same as /embed; or as /similarity, for a source sentence and others",
-)
-@router.post(
-    "/invocations",
-    openapi_extra=schema_of(EmbedBody, SimilarityBody),
-    responses=EMBED_RESPONSES,
-    summary="The same as /, for SageMaker",
-)
+_EITHER: dict[str, Any] = {
+    "openapi_extra": schema_of(EmbedBody, SimilarityBody, examples={**EXAMPLES, **_COMPARED}),
+    "responses": TEI.responses(
+        "The vectors, in the order of the inputs; or the cosines, in the order of the sentences.",
+        array_of({"anyOf": [_ROW, {"type": "number"}]}),
+        _VECTORS,
+        headers=_HEADERS,
+        binary=BINARY,
+    ),
+}
+
+
+@router.post("/", summary="The same as /embed; or as /similarity, for a source sentence and others", **_EITHER)
+@router.post("/invocations", summary="The same as /, for SageMaker", **_EITHER)
 async def embed_or_compare(request: Request) -> Response:
     """What /embed answers; and what /similarity does, for a body that is one of its own.
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from pydantic import JsonValue
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineLost,
+    HeadersTooLarge,
+    InvalidInput,
+    MalformedRequest,
+    Me5Error,
+    NotFound,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 
-from service.errors import Me5Error
+JSON = "application/json"
 
 # What every route that takes a body may answer beside 200, in its contract's own shape of errors.
 ERRORS = {
@@ -25,29 +38,74 @@ ERRORS = {
 _MEANINGS = {**ERRORS, 404: "No such model."}
 
 
+# An error for each status, as it may be met, for the examples.
+_SAMPLES: dict[int, Me5Error] = {
+    400: MalformedRequest("the body is not JSON: expected value at line 1 column 2"),
+    404: NotFound("no model 'gpt-4'; this server has me5_nano, me5_nano-query and me5_nano-passage"),
+    408: RequestTimeout("the body did not arrive in time: 12 bytes in 5.0 s; send it faster than 65536 bytes/s"),
+    413: BodyTooLarge(10485760),
+    415: UnsupportedMediaType("a body with content-encoding 'gzip' is not read; send plain JSON"),
+    422: InvalidInput("`dimensions` is 9999, this model has 1 to 384"),
+    429: Overloaded("Model is overloaded: 200000 tokens are queued; try again in 3 s", retry_after_s=3),
+    431: HeadersTooLarge("the headers are larger than 65536 bytes"),
+    500: EngineFailed("the engine failed on this request's batch: the server's log says how"),
+    503: EngineLost("the engine was lost and is started again; send the request again"),
+    504: DeadlineExceeded(waiting=3, total=8),
+}
+
+
 @dataclass(frozen=True)
 class Facade:
     """A wire contract.
 
     prefix: of paths that are its own even where no route has them.   error_body: an error and its status to what is
-    written; the status itself is the same on every contract.   error_schema, error_example: the same for OpenAPI.
+    written; the status itself is the same on every contract.   error_schema: the same for OpenAPI.
     """
 
     prefix: str
     error_body: Callable[[Me5Error, int], dict[str, object]]
-    error_schema: dict[str, JsonValue]
+    error_schema: Mapping[str, object]
 
-    def responses(self, statuses: Iterable[int] = ERRORS) -> dict[int | str, dict[str, object]]:
+    def errors(self, statuses: Iterable[int] = ERRORS) -> dict[int | str, dict[str, object]]:
         """A route's `responses` for these statuses."""
         return {
             status: {
                 "description": _MEANINGS[status],
-                "content": {"application/json": {"schema": self.error_schema}},
+                "content": {JSON: {"schema": self.error_schema, "example": self.error_body(_SAMPLES[status], status)}},
             }
             for status in statuses
         }
 
+    def responses(
+        self,
+        description: str,
+        schema: Mapping[str, object],
+        example: object,
+        *,
+        errors: Iterable[int] = ERRORS,
+        headers: Mapping[str, object] | None = None,
+        binary: Mapping[str, object] | None = None,
+    ) -> dict[int | str, dict[str, object]]:
+        """A route's `responses`: of a 200 in JSON, and in `binary` media types, and of these errors."""
+        good: dict[str, object] = {
+            "description": description,
+            "content": {JSON: {"schema": schema, "example": example}, **(binary or {})},
+        }
+        if headers:
+            good["headers"] = headers
+        return {200: good, **self.errors(errors)}
 
-def text_field(name: str) -> dict[str, JsonValue]:
-    """The schema of an error that is one sentence under this name."""
-    return {"type": "object", "required": [name], "properties": {name: {"type": "string"}}}
+
+def array_of(items: Mapping[str, object]) -> dict[str, object]:
+    """The schema of a list."""
+    return {"type": "array", "items": items}
+
+
+def object_of(**fields: Mapping[str, object]) -> dict[str, object]:
+    """The schema of an object that has all of these fields."""
+    return {"type": "object", "required": list(fields), "properties": fields}
+
+
+TEXT: dict[str, object] = {"type": "string"}
+INTEGER: dict[str, object] = {"type": "integer"}
+NUMBERS = array_of({"type": "number"})

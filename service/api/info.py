@@ -14,6 +14,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.answering import json_response
 from service.api.encoding import Dtype, scale_of
+from service.api.facade import INTEGER, TEXT
 from service.api.reading import embedder_of
 from service.api.tei import TEI
 from service.api.tokenize import TOKENIZE_CHARS_MAX
@@ -22,7 +23,56 @@ FACADE = TEI
 router = APIRouter()
 
 
-@router.get("/info", summary="The model and the limits")
+_EXAMPLE: dict[str, object] = {
+    "model_id": "me5_nano",
+    "model_sha": "95eeb5315a5c1f0acfdc6ec038fbc4b0d26bab8771ce731cd0d074fe01ea227f",
+    "model_dtype": "bfloat16",
+    "served_model_name": "me5_nano",
+    "model_type": {"embedding": {"pooling": "mean"}},
+    "max_concurrent_requests": 200000,
+    "max_input_length": 512,
+    "max_batch_tokens": 0,
+    "max_batch_requests": None,
+    "max_client_batch_size": 2048,
+    "auto_truncate": True,
+    "tokenization_workers": 2,
+    "version": "0.1.0",
+    "sha": None,
+    "docker_label": None,
+    "model_version": "1",
+    "model_source": "checkpoint step_000500, model.safetensors sha256 ede0787b71a61512",
+    "dimension": 384,
+    "output_dtypes": ["float32", "float16", "int8"],
+    "int8_scale": 496.3,
+    "weights": "int8",
+    "engine": "openvino",
+    "precision": "bf16",
+    "device": "CPU",
+    "memory_peak_bytes": 1503238553,
+    "golden": {"source": "torch", "cosine": 0.99997},
+    "default_role": "query",
+    "prompts": {"query": "query: ", "passage": "passage: ", "instruct": False},
+    "token_states": True,
+    "max_queued_tokens": 200000,
+    "max_tokenize_characters": 100000,
+    "max_body_bytes": 10485760,
+}
+
+
+@router.get(
+    "/info",
+    responses=TEI.responses(
+        "TEI's fields and this server's own.",
+        {
+            "type": "object",
+            "required": list(_EXAMPLE),
+            "properties": {"model_id": TEXT, "dimension": INTEGER, "max_input_length": INTEGER},
+        },
+        _EXAMPLE,
+        errors=(),
+    ),
+    summary="The model and the limits",
+)
 async def info(request: Request) -> Response:
     """TEI's fields, then this server's own."""
     embedder = embedder_of(request)
@@ -64,6 +114,7 @@ async def info(request: Request) -> Response:
                 "passage": spec.prompts.prefix("passage"),
                 "instruct": spec.prompts.instruct,
             },
+            "token_states": embedder.engine is not None and embedder.engine.gives_states,
             "max_queued_tokens": settings.max_queued_tokens,
             "max_tokenize_characters": TOKENIZE_CHARS_MAX,
             "max_body_bytes": settings.max_body_bytes,

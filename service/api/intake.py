@@ -1,4 +1,4 @@
-"""How many bytes of request bodies the process holds, all requests together."""
+"""How many bytes of request bodies, and of token states on their way back, the process holds, all requests together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Intake:
         if self._held_bytes > mine and self._held_bytes + count > self._limit_bytes:
             self._refused.inc()
             raise Overloaded(
-                f"Model is overloaded: {self._held_bytes} bytes of other requests' bodies are held, the limit is "
+                f"Model is overloaded: {self._held_bytes} bytes of other requests are held, the limit is "
                 f"{self._limit_bytes} (ME5_MAX_BUFFERED_BYTES); try again in {RETRY_AFTER_S} s",
                 retry_after_s=RETRY_AFTER_S,
             )

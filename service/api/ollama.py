@@ -6,7 +6,7 @@ Contract: ollama/ollama, docs/api.md and api/types.go; what the ollama package 0
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import orjson
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.answering import answer, json_response, respond
 from service.api.encoding import convert, json_list
-from service.api.facade import Facade, text_field
+from service.api.facade import INTEGER, NUMBERS, TEXT, Facade, array_of, object_of
 from service.api.options import Options, Texts, ask_of, role_of_model
 from service.api.reading import embedder_of, parse_texts, read
 from service.api.schema import schema_of
@@ -31,7 +31,7 @@ def _error_body(error: Me5Error, _: int) -> dict[str, object]:
     return {"error": error.message}
 
 
-FACADE = Facade(prefix="/api/", error_body=_error_body, error_schema=text_field("error"))
+FACADE = Facade(prefix="/api/", error_body=_error_body, error_schema=object_of(error=TEXT))
 router = APIRouter()
 
 TAG = ":latest"
@@ -58,29 +58,38 @@ class EmbeddingsBody(ModelBody):
     prompt: str | None = None
 
 
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_EMBED = {
-    "type": "object",
-    "required": ["model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"],
-    "properties": {
-        "model": {"type": "string"},
-        "embeddings": {"type": "array", "items": _NUMBERS},
-        "total_duration": {"type": "integer", "description": "nanoseconds"},
-        "load_duration": {"type": "integer", "description": "0: the model is loaded before requests are taken"},
-        "prompt_eval_count": {"type": "integer", "description": "tokens, prompts included"},
-    },
-}
-_EMBEDDINGS = {"type": "object", "required": ["embedding"], "properties": {"embedding": _NUMBERS}}
+_EMBED = object_of(
+    model=TEXT,
+    embeddings=array_of(NUMBERS),
+    total_duration={"type": "integer", "description": "nanoseconds"},
+    load_duration={"type": "integer", "description": "0: the model is loaded before requests are taken"},
+    prompt_eval_count={"type": "integer", "description": "tokens, prompts included"},
+)
 
 
-def _responses(schema: Mapping[str, object]) -> dict[int | str, dict[str, object]]:
-    return {
-        **FACADE.responses(),
-        200: {"description": "Vectors of length one.", "content": {"application/json": {"schema": schema}}},
-    }
-
-
-@router.post("/api/embed", openapi_extra=schema_of(EmbedBody), responses=_responses(_EMBED), summary="Ollama's vectors")
+@router.post(
+    "/api/embed",
+    openapi_extra=schema_of(
+        EmbedBody,
+        examples={
+            "passages": {"model": "me5_nano-passage", "input": ["Tea turns bitter.", "It is 368 metres tall."]},
+            "a query": {"model": "me5_nano-query:latest", "input": "how tall is it?", "truncate": True},
+            "to load a model": {"model": "me5_nano", "keep_alive": "5m"},
+        },
+    ),
+    responses=FACADE.responses(
+        "Vectors of length one, in the order of the texts.",
+        _EMBED,
+        {
+            "model": "me5_nano-query:latest",
+            "embeddings": [[0.0208, -0.0345, 0.0513]],
+            "total_duration": 5171621,
+            "load_duration": 0,
+            "prompt_eval_count": 9,
+        },
+    ),
+    summary="Ollama's vectors",
+)
 async def embed(request: Request) -> Response:
     """A vector for each text."""
     body = await read(request, EmbedBody)
@@ -101,8 +110,10 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/api/embeddings",
-    openapi_extra=schema_of(EmbeddingsBody),
-    responses=_responses(_EMBEDDINGS),
+    openapi_extra=schema_of(EmbeddingsBody, examples={"a text": {"model": "me5_nano", "prompt": "how tall is it?"}}),
+    responses=FACADE.responses(
+        "A vector of length one.", object_of(embedding=NUMBERS), {"embedding": [0.0208, -0.0345, 0.0513]}
+    ),
     summary="Ollama's older route: one text, one vector",
 )
 async def embeddings(request: Request) -> Response:
@@ -114,7 +125,45 @@ async def embeddings(request: Request) -> Response:
     return await respond(request, found, iter([orjson.dumps({"embedding": found.vectors[0].tolist()})]))
 
 
-@router.get("/api/tags", summary="The model served, once per role, as Ollama lists models")
+_DETAILS = object_of(
+    parent_model=TEXT,
+    format=TEXT,
+    family=TEXT,
+    families=array_of(TEXT),
+    parameter_size=TEXT,
+    quantization_level=TEXT,
+)
+_TAG = object_of(name=TEXT, model=TEXT, modified_at=TEXT, size=INTEGER, digest=TEXT, details=_DETAILS)
+
+
+@router.get(
+    "/api/tags",
+    responses=FACADE.responses(
+        "The names.",
+        object_of(models=array_of(_TAG)),
+        {
+            "models": [
+                {
+                    "name": "me5_nano:latest",
+                    "model": "me5_nano:latest",
+                    "modified_at": "2026-11-28T17:06:17.772651+00:00",
+                    "size": 32200219,
+                    "digest": "95eeb5315a5c1f0acfdc6ec038fbc4b0d26bab8771ce731cd0d074fe01ea227f",
+                    "details": {
+                        "parent_model": "",
+                        "format": "onnx",
+                        "family": "multilingual-e5",
+                        "families": ["multilingual-e5"],
+                        "parameter_size": "",
+                        "quantization_level": "int8",
+                    },
+                }
+            ]
+        },
+        errors=(),
+    ),
+    summary="The model served, once per role, as Ollama lists models",
+)
 async def tags(request: Request) -> Response:
     """The served model, and its name with each role's suffix."""
     model = embedder_of(request).model
@@ -136,7 +185,11 @@ async def tags(request: Request) -> Response:
     return json_response({"models": [{"name": name, "model": name, **described} for name in names]})
 
 
-@router.get("/api/version", summary="This gateway's version, where Ollama's clients ask for one")
+@router.get(
+    "/api/version",
+    responses=FACADE.responses("The version.", object_of(version=TEXT), {"version": "0.1.0"}, errors=()),
+    summary="This gateway's version, where Ollama's clients ask for one",
+)
 async def version() -> Response:
     """Of this gateway, not of an Ollama."""
     return json_response({"version": __version__})

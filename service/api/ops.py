@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from service.api.answering import json_response
+from service.api.facade import JSON, TEXT, object_of
 from service.api.reading import embedder_of
 from service.api.tei import TEI
 from service.engine_process import EngineProcess
@@ -20,7 +21,11 @@ FACADE = TEI
 router = APIRouter()
 
 
-@router.get("/livez", summary="Whether the process lives")
+@router.get(
+    "/livez",
+    responses=TEI.responses("It lives.", object_of(status=TEXT), {"status": "alive"}, errors=()),
+    summary="Whether the process lives",
+)
 async def livez() -> Response:
     """200 as long as the event loop turns."""
     return json_response({"status": "alive"})
@@ -28,7 +33,18 @@ async def livez() -> Response:
 
 @router.get(
     "/readyz",
-    responses={503: {"description": "Not ready; the reason is in the body."}},
+    responses={
+        **TEI.responses("Ready.", object_of(status=TEXT), {"status": "ready"}, errors=()),
+        503: {
+            "description": "Not ready; the reason is in the body.",
+            "content": {
+                JSON: {
+                    "schema": object_of(status=TEXT, reason=TEXT),
+                    "example": {"status": "not ready", "reason": "engine reopening"},
+                }
+            },
+        },
+    },
     summary="Whether requests are answered",
 )
 async def readyz(request: Request) -> Response:
@@ -39,11 +55,9 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": "not ready", "reason": reason}, status=503)
 
 
-@router.get("/health", responses=TEI.responses([503]), response_class=Response, summary="TEI's probe")
-@router.get(
-    "/ping", responses=TEI.responses([503]), response_class=Response, summary="The same as /health, for SageMaker"
-)
-@router.get("/", responses=TEI.responses([503]), response_class=Response, summary="The same as /health")
+@router.get("/health", responses=TEI.errors([503]), response_class=Response, summary="TEI's probe")
+@router.get("/ping", responses=TEI.errors([503]), response_class=Response, summary="The same as /health, for SageMaker")
+@router.get("/", responses=TEI.errors([503]), response_class=Response, summary="The same as /health")
 async def health(request: Request) -> Response:
     """200 and an empty body, or 503 as TEI words it."""
     if embedder_of(request).not_ready() is None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, JsonValue
 
 
-def schema_of(*shapes: type[BaseModel]) -> dict[str, JsonValue]:
-    """A route's `openapi_extra` for a JSON body of one of these shapes, nested shapes written out in place."""
+def schema_of(*shapes: type[BaseModel], examples: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """A route's `openapi_extra` for a JSON body of one of these shapes, nested shapes written out in place.
+
+    examples: what may be sent, under a name that says what it is for.
+    """
     written = []
     for shape in shapes:
         schema = shape.model_json_schema()
         written.append(inline(schema, schema.pop("$defs", {})))
-    content: JsonValue = {"application/json": {"schema": written[0] if len(written) == 1 else {"anyOf": written}}}
-    return {"requestBody": {"required": True, "content": content}}
+    content: dict[str, JsonValue] = {
+        "schema": written[0] if len(written) == 1 else {"anyOf": written},
+        "examples": {name: {"value": value} for name, value in examples.items()},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def inline(node: JsonValue, definitions: dict[str, JsonValue]) -> JsonValue:

@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answering import answer, headers_of, json_response
+from service.api.facade import NUMBERS
 from service.api.options import InputTypeName, Options, Texts, ask_of
 from service.api.reading import Body, embedder_of, parse_texts, read
 from service.api.schema import schema_of
-from service.api.tei import ERROR_RESPONSES, TEI
+from service.api.tei import TEI
 from service.recipe.prompts import role_of
 
 FACADE = TEI
@@ -48,8 +49,23 @@ class SimilarityBody(Body):
     parameters: SimilarityOptions | None = None
 
 
+_INPUTS: JsonValue = {
+    "source_sentence": "how tall is it?",
+    "sentences": ["It is 368 metres tall.", "Tea turns bitter."],
+}
+
+
 @router.post(
-    "/similarity", openapi_extra=schema_of(SimilarityBody), responses=ERROR_RESPONSES, summary="One text against others"
+    "/similarity",
+    openapi_extra=schema_of(
+        SimilarityBody,
+        examples={
+            "as TEI has it": {"inputs": _INPUTS, "parameters": {"prompt_name": "query"}},
+            "a search": {"inputs": _INPUTS, "parameters": {"source_type": "query", "sentences_type": "passage"}},
+        },
+    ),
+    responses=TEI.responses("The cosines, in the order of the sentences.", NUMBERS, [0.8571, 0.7034]),
+    summary="One text against others",
 )
 async def similarity(request: Request) -> Response:
     """The cosine of the source sentence with each of the sentences."""

@@ -5,7 +5,7 @@ Contract: huggingface/text-embeddings-inference, router/src/http/{server,types}.
 
 from __future__ import annotations
 
-from service.api.facade import Facade
+from service.api.facade import TEXT, Facade, object_of
 from service.errors import Me5Error
 
 # TEI's names on the wire. Its 424 for a failed engine is not copied: the fault is the server's own.
@@ -33,10 +33,5 @@ def _error_body(error: Me5Error, _: int) -> dict[str, object]:
 TEI = Facade(
     prefix="/",
     error_body=_error_body,
-    error_schema={
-        "type": "object",
-        "required": ["error", "error_type"],
-        "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
-    },
+    error_schema=object_of(error=TEXT, error_type=TEXT),
 )
-ERROR_RESPONSES = TEI.responses()

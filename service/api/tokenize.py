@@ -16,10 +16,11 @@ from starlette.responses import Response
 from tokenizers import Encoding, Tokenizer
 
 from service.api.answering import Parts, json_response
+from service.api.facade import INTEGER, TEXT, array_of, object_of
 from service.api.options import InputTypeName, Options, Texts, ask_of
 from service.api.reading import Body, embedder_of, parse_inputs_in_turns, parse_texts, read
 from service.api.schema import schema_of
-from service.api.tei import ERROR_RESPONSES, TEI
+from service.api.tei import TEI
 from service.asking import prompted
 from service.errors import InvalidInput, name_inputs
 from service.recipe.prompts import PromptedText
@@ -56,7 +57,30 @@ class DecodeBody(Body):
     skip_special_tokens: bool = True
 
 
-@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody), responses=ERROR_RESPONSES, summary="Texts to tokens")
+_TOKEN = object_of(
+    id=INTEGER,
+    text=TEXT,
+    special={"type": "boolean"},
+    start={"type": ["integer", "null"]},
+    stop={"type": ["integer", "null"]},
+)
+
+
+@router.post(
+    "/tokenize",
+    openapi_extra=schema_of(TokenizeBody, examples={"a query": {"inputs": "tea", "prompt_name": "query"}}),
+    responses=TEI.responses(
+        "A list of tokens for each text.",
+        array_of(array_of(_TOKEN)),
+        [
+            [
+                {"id": 0, "text": "<s>", "special": True, "start": None, "stop": None},
+                {"id": 41, "text": "tea", "special": False, "start": 7, "stop": 10},
+            ]
+        ],
+    ),
+    summary="Texts to tokens",
+)
 async def tokenize(request: Request) -> Response:
     """Every token of each text, prompt included, never cut; start and stop are bytes of the prompted text."""
     body = await read(request, TokenizeBody)
@@ -71,7 +95,12 @@ async def tokenize(request: Request) -> Response:
     return Parts(parts, [], b"application/json")
 
 
-@router.post("/decode", openapi_extra=schema_of(DecodeBody), responses=ERROR_RESPONSES, summary="Token ids to texts")
+@router.post(
+    "/decode",
+    openapi_extra=schema_of(DecodeBody, examples={"two lists": {"ids": [[0, 41, 2], [0, 42, 2]]}}),
+    responses=TEI.responses("A text for each list of ids.", array_of(TEXT), ["tea", "milk"]),
+    summary="Token ids to texts",
+)
 async def decode(request: Request) -> Response:
     """One text for each list of ids."""
     body = await read(request, DecodeBody)

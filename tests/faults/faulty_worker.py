@@ -85,6 +85,7 @@ class FaultyEngine:
 
     def __init__(self, engine: Engine, orders: Path) -> None:
         self.name, self.precision, self.device = engine.name, engine.precision, engine.device
+        self.gives_states = False
         self._engine = engine
         self._orders = orders
 

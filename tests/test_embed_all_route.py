@@ -1,0 +1,180 @@
+"""POST /embed_all: the states of tokens, on the scheduler that vectors take, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from gateway_process import Gateway
+from metric_series import scrape, series
+
+from service.api.embed_all import STATES_BYTES_MAX
+from service.engine import Engine, open_engine
+from service.graph_states import states_tensor, with_output
+from service.recipe.pooling import l2_normalize, mean_pool
+from service.recipe.spec import MODEL_FILE, ModelSpec
+from service.recipe.tokens import TokenBatch, pad
+
+TEXTS = ["Rotterdam's harbour is the largest in Europe.", "東京の人口", "ok"]
+# Of 512 tokens each: as many as one request may ask for.
+LONG = ["many words " * 600] * 20
+BATCH = pad([np.array([0, 5, 900, 77, 2], dtype=np.int32), np.array([0, 41, 2], dtype=np.int32)], 1)
+
+
+def states(client: httpx.Client, inputs: object, **fields: object) -> list[np.ndarray]:
+    """The rows of each input."""
+    answer = client.post("/embed_all", json={"inputs": inputs, **fields})
+    assert answer.status_code == 200, answer.text
+    return [np.array(rows) for rows in answer.json()]
+
+
+def test_there_is_a_row_for_each_token_specials_and_prompt_included(client: httpx.Client, spec: ModelSpec) -> None:
+    for role in ("query", "passage"):
+        tokens = client.post("/tokenize", json={"inputs": TEXTS, "prompt_name": role}).json()
+        found = states(client, TEXTS, prompt_name=role)
+        assert [rows.shape for rows in found] == [(len(row), spec.dimension) for row in tokens]
+
+
+def test_rows_are_not_scaled_and_their_mean_is_the_vector(client: httpx.Client, least_cosine: float) -> None:
+    vectors = np.array(client.post("/embed", json={"inputs": TEXTS}).json())
+    for rows, vector in zip(states(client, TEXTS), vectors, strict=True):
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-2
+        mean = rows.mean(axis=0)
+        assert mean @ vector / np.linalg.norm(mean) >= least_cosine
+
+
+def test_one_text_and_ids_are_taken_as_embed_takes_them(client: httpx.Client) -> None:
+    ids = [token["id"] for token in client.post("/tokenize", json={"inputs": "ok"}).json()[0]]
+    (by_text,) = states(client, "ok")
+    (by_ids,) = states(client, ids)
+    # bf16 rounds to 8 bits of mantissa; components are of the order of one.
+    np.testing.assert_allclose(by_ids, by_text, atol=0.1)
+    (cut,) = states(client, LONG[0])
+    assert len(cut) == 512
+
+
+def test_headers_and_errors_are_teis(client: httpx.Client) -> None:
+    answer = client.post("/embed_all", json={"inputs": TEXTS, "prompt_name": "passage"})
+    assert answer.headers["x-me5-role"] == "passage"
+    assert int(answer.headers["x-compute-tokens"]) == sum(map(len, answer.json()))
+    answer = client.post("/embed_all", json={"inputs": LONG[0], "truncate": False})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
+    answer = client.post("/embed_all", json={"inputs": []})
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "Empty")
+
+
+def test_more_states_than_a_request_may_have_are_refused_before_they_are_computed(client: httpx.Client) -> None:
+    answer = client.post("/embed_all", json={"inputs": [*LONG, *LONG]})
+    assert answer.status_code == 422
+    assert str(STATES_BYTES_MAX) in answer.json()["error"]
+    buffered = series("me5_buffered_bytes")
+    assert scrape(client)[buffered] == 0
+
+
+def test_states_of_all_requests_together_are_bounded(exact: httpx.Client) -> None:
+    """The gateway has room for one such answer more than none: who comes while it is under way is told to wait."""
+    started, statuses = threading.Barrier(4), []
+
+    def ask() -> None:
+        with httpx.Client(base_url=exact.base_url, timeout=120) as own:
+            started.wait()
+            answer = own.post("/embed_all", json={"inputs": LONG})
+            statuses.append(answer.status_code)
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+            else:
+                assert [len(rows) for rows in answer.json()] == [512] * len(LONG)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(set(statuses)) == [200, 429]
+    assert scrape(exact)[series("me5_buffered_bytes")] == 0
+
+
+def test_a_batch_may_hold_both_kinds_and_each_gets_its_own(gateway: Gateway, least_cosine: float) -> None:
+    with gateway.client() as own:
+        wanted = np.array(own.post("/embed", json={"inputs": TEXTS}).json())
+    failures: list[str] = []
+
+    def vectors() -> None:
+        with gateway.client() as one:
+            for _ in range(20):
+                found = np.array(one.post("/embed", json={"inputs": TEXTS}).json())
+                if (found * wanted).sum(axis=1).min() < least_cosine:
+                    failures.append("a vector is another one")
+
+    def tokens() -> None:
+        with gateway.client() as one:
+            for _ in range(20):
+                for rows, vector in zip(states(one, TEXTS), wanted, strict=True):
+                    mean = rows.mean(axis=0)
+                    if mean @ vector / np.linalg.norm(mean) < least_cosine:
+                        failures.append("a row is another one")
+
+    threads = [threading.Thread(target=work) for work in (vectors, tokens, vectors, tokens)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.fixture(params=["onnx", "openvino"])
+def engine(request: pytest.FixtureRequest, shipped: Path, spec: ModelSpec) -> Engine:
+    """Each engine, whose graph pools inside."""
+    return open_engine(shipped, spec, engine=request.param, precision="fp32")
+
+
+def test_an_engine_gives_the_states_that_its_graph_pools(engine: Engine, spec: ModelSpec) -> None:
+    assert engine.gives_states
+    found = engine.states(BATCH)
+    assert found.shape == (2, BATCH.ids.shape[1], spec.dimension)
+    pooled = l2_normalize(mean_pool(found, BATCH.mask.astype(np.float32)))
+    # The same sums in float32, in another order.
+    np.testing.assert_allclose(pooled, engine.run(BATCH), atol=1e-5)
+
+
+def test_an_engine_that_gives_states_gives_the_same_vectors_as_before(shipped: Path, spec: ModelSpec) -> None:
+    import onnxruntime
+
+    plain = onnxruntime.InferenceSession(str(shipped / MODEL_FILE), providers=["CPUExecutionProvider"])
+    feed = {"input_ids": BATCH.ids, "attention_mask": BATCH.mask}
+    (wanted,) = plain.run([spec.output], feed)
+    np.testing.assert_allclose(open_engine(shipped, spec).run(BATCH), wanted, atol=1e-6)
+
+
+def test_a_graph_with_an_output_more_is_still_that_graph(shipped: Path, spec: ModelSpec) -> None:
+    name = states_tensor(shipped / MODEL_FILE, spec)
+    assert name is not None
+    graph = (shipped / MODEL_FILE).read_bytes()
+    one, other = onnx.load_from_string(graph), onnx.load_from_string(with_output(graph, name))
+    onnx.checker.check_model(other)
+    assert [output.name for output in other.graph.output] == [*(output.name for output in one.graph.output), name]
+    assert [node.name for node in other.graph.node] == [node.name for node in one.graph.node]
+    assert len(other.graph.initializer) == len(one.graph.initializer)
+
+
+def test_states_that_can_not_be_told_apart_are_not_guessed(tmp_path: Path, spec: ModelSpec) -> None:
+    helper = onnx.helper
+    float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    inputs = [helper.make_tensor_value_info(name, int64, ["b", "t"]) for name in spec.inputs]
+    output = helper.make_tensor_value_info(spec.output, float32, ["b", "t"])
+    nodes = [
+        helper.make_node("Add", ["input_ids", "attention_mask"], ["sum"]),
+        helper.make_node("Cast", ["sum"], [spec.output], to=float32),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "no pooling by a product", inputs, [output]))
+    onnx.save(model, tmp_path / MODEL_FILE)
+    assert states_tensor(tmp_path / MODEL_FILE, spec) is None
+
+
+def test_padding_changes_no_row(engine: Engine) -> None:
+    alone = engine.states(TokenBatch(BATCH.ids[1:, :3], BATCH.mask[1:, :3]))[0]
+    np.testing.assert_allclose(engine.states(BATCH)[1, :3], alone, atol=1e-3)
