@@ -16,8 +16,8 @@ TEXTS = '"check_embedding_ctx_length": False'
 LLAMA_INDEX = "llama-index-embeddings"
 # The vendors' own packages; what else there is for Python are frameworks.
 SDKS = ("openai", "cohere", "huggingface_hub", "ollama", "httpx numpy")
-# Both sides are told apart by the framework itself: a question is search_query, documents are search_document.
-ALONE = "nothing more: its questions and documents are told apart by itself"
+# Cohere's clients always say it.
+ALONE = "nothing: it sends `search_query` and `search_document` by itself"
 
 
 @dataclass(frozen=True)

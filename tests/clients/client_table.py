@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from catalogue import ALONE, CLIENTS, Client
-from running import Outcome, source_of, version
-from trying import Tried
+from running import Outcome, Tried, source_of, version
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -26,6 +25,8 @@ START, END = "<!-- clients:start -->", "<!-- clients:end -->"
 # Where what was seen goes, if anywhere.
 REPORT_VARIABLE = "CLIENTS_REPORT"
 
+# The same in every program, so the table spares it.
+HOST = "127.0.0.1:8080"
 LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 
@@ -46,10 +47,17 @@ def load(report: Path) -> dict[str, Tried]:
 def row(client: Client, tried: Tried) -> str:
     """The client's line of the table."""
     link = f"[{client.name}](tests/clients/{client.script})"
-    roles = client.roles[0] if client.roles == (ALONE,) else ", ".join(f"`{words}`" for words in client.roles)
+    roles = ALONE if client.roles == (ALONE,) else ", ".join(f"`{words}`" for words in client.roles)
     works = tried.works.error or "yes"
     errors = [_error(client, 422, tried.refused), _error(client, 429, tried.overloaded)]
-    cells = (link, version(client.place, client.package), f"`{client.address}`", roles, works, *errors)
+    cells = (
+        link,
+        version(client.place, client.package),
+        f"`{client.address.replace(HOST, '…')}`",
+        roles,
+        works,
+        *errors,
+    )
     return f"| {' | '.join(cells)} |"
 
 

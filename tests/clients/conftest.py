@@ -13,8 +13,9 @@ from client_table import REPORT_VARIABLE, keep
 from gateway_process import Gateway, start_gateway
 from numpy.typing import NDArray
 from occupied import occupied_gateway
+from running import Tried
 from tokenizers import Tokenizer
-from trying import Reference, Tried, try_all
+from trying import Reference, try_all
 
 from service.engine import open_engine
 from service.recipe.spec import ModelSpec

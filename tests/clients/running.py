@@ -53,6 +53,17 @@ class Outcome:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What a client came to.   works: on a gateway that serves.   refused: on one that takes one text a request (422).
+    overloaded: on one without room (429).
+    """
+
+    works: Outcome
+    refused: Outcome
+    overloaded: Outcome
+
+
 def source_of(client: Client) -> str:
     """The client's script."""
     return (HERE / client.script).read_text(encoding="utf-8")
@@ -157,4 +168,6 @@ def _environment(folder: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
     # What tiktoken would download: LlamaIndex brings the same file.
     vocabularies = next(CLIENTS_VENV.glob("frameworks/lib/python*/site-packages/llama_index/core/_static"), HERE)
-    return kept | {"HOME": folder, "TIKTOKEN_CACHE_DIR": str(vocabularies / "tiktoken_cache")}
+    # And what LiteLLM and Chroma would ask for and tell: a test asks nobody but its gateway.
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "ANONYMIZED_TELEMETRY": "False"}
+    return kept | local | {"HOME": folder, "TIKTOKEN_CACHE_DIR": str(vocabularies / "tiktoken_cache")}

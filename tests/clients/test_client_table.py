@@ -7,8 +7,8 @@ import re
 import pytest
 from catalogue import ALONE, CLIENTS, SIMILARITY, Client
 from client_table import GUIDE, README, between, guide, table
-from running import missing, source_of
-from trying import TRY_MAX_S, Tried
+from running import Tried, missing, source_of
+from trying import TRY_MAX_S
 
 pytestmark = pytest.mark.timeout(TRY_MAX_S)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from catalogue import CLIENTS, SIMILARITY, Client
 from numpy.typing import ArrayLike
-from running import missing
-from trying import PASSAGES, QUESTION, TRY_MAX_S, Reference, Tried
+from running import Tried, missing
+from trying import PASSAGES, QUESTION, TRY_MAX_S, Reference
 
 # The first test waits for all clients to be tried.
 pytestmark = pytest.mark.timeout(TRY_MAX_S)

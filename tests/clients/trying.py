@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 from catalogue import CLIENTS, SIMILARITY, Client
 from gateway_process import Gateway
 from numpy.typing import NDArray
-from running import Ask, Outcome, changed, filled, missing, run_sources, source_of
+from running import Ask, Tried, changed, filled, missing, run_sources, source_of
 
 # The vector that a text with its prompt has to get.
 Reference = Callable[[str], NDArray[np.float32]]
@@ -24,17 +23,6 @@ PASSAGES = (QUESTION, "东京的人口约为一千四百万。")
 TRY_MAX_S = 900
 # Most of the time a client loads its package, which takes a core, or waits before it comes again, which takes none.
 AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What a client came to.   works: on a gateway that serves.   refused: on one that takes one text a request (422).
-    overloaded: on one without room (429).
-    """
-
-    works: Outcome
-    refused: Outcome
-    overloaded: Outcome
 
 
 def try_all(plain: Gateway, strict: Gateway, occupied: Gateway) -> dict[str, Tried]:
