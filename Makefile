@@ -28,7 +28,7 @@ TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
 # Packages of clients, for the tests: the vendors' own, and frameworks, which live with older ones; and npm's.
 CLIENTS_VENV ?= .venv-clients
-CLIENTS_STAMP := $(CLIENTS_VENV)/.installed-clients
+CLIENTS_STAMPS := $(CLIENTS_VENV)/.installed-sdks $(CLIENTS_VENV)/.installed-frameworks $(CLIENTS_VENV)/.installed-node
 CLIENTS_PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
@@ -51,9 +51,9 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
-clients: $(CLIENTS_STAMP)  ## client packages for the tests, in .venv-clients (CLIENTS_VENV); without them they are skipped
+clients: $(CLIENTS_STAMPS)  ## client packages for the tests, in .venv-clients (CLIENTS_VENV); without them they are skipped
 
-test-clients: $(CLIENTS_STAMP) $(TEST_STAMP)  ## every client package against a gateway, written into README.md and docs/clients.md
+test-clients: $(CLIENTS_STAMPS) $(TEST_STAMP)  ## every client package against a gateway, written into README.md and docs/clients.md
 	CLIENTS_VENV="$(abspath $(CLIENTS_VENV))" $(BIN)/python tests/clients/client_table.py
 
 test-k8s: $(K8S_STAMP)  ## manifests by kubectl, against Kubernetes' schemas and a gateway; the autoscaler's simulation
@@ -66,7 +66,7 @@ capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing 
 	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
 	$(BIN)/python tests/benchmarks/capacity.py --simulate
 
-test-tools: $(K8S_STAMP) $(TRITON_STAMP) $(CLIENTS_STAMP)  ## all that some tests need and are skipped without; by apt where this is root on Debian
+test-tools: $(K8S_STAMP) $(TRITON_STAMP) $(CLIENTS_STAMPS)  ## all that some tests need and are skipped without; by apt where this is root on Debian
 	$(PIP) -e '.[containers]'
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES); fi
@@ -171,12 +171,19 @@ $(TRITON_STAMP): constraints-triton.txt | $(BIN)/python
 	$(TRITON_PIP) nvidia-pytriton onnxruntime
 	touch $@
 
-# Node and npm where there are any: without them its clients are skipped.
-$(CLIENTS_STAMP): constraints-clients.txt constraints-clients-sdks.txt tests/clients/node/package.json | $(BIN)/python
+$(CLIENTS_VENV)/.installed-sdks: constraints-clients-sdks.txt | $(BIN)/python
 	$(BIN)/python -m venv $(CLIENTS_VENV)/sdks
 	$(CLIENTS_VENV)/sdks/bin/python $(CLIENTS_PIP) -r constraints-clients-sdks.txt
+	touch $@
+
+$(CLIENTS_VENV)/.installed-frameworks: constraints-clients.txt | $(BIN)/python
 	$(BIN)/python -m venv $(CLIENTS_VENV)/frameworks
 	$(CLIENTS_VENV)/frameworks/bin/python $(CLIENTS_PIP) -r constraints-clients.txt
+	touch $@
+
+# Where there is no npm, its clients are skipped.
+$(CLIENTS_VENV)/.installed-node: tests/clients/node/package.json
 	mkdir -p $(CLIENTS_VENV)/node && cp tests/clients/node/package.json $(CLIENTS_VENV)/node
-	if command -v npm >/dev/null; then cd $(CLIENTS_VENV)/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error; fi
+	if command -v npm >/dev/null; then \
+	  cd $(CLIENTS_VENV)/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error; fi
 	touch $@

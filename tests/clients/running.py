@@ -154,8 +154,11 @@ def missing(place: Place) -> str:
         return "" if shutil.which("curl") else "no curl"
     if place == "node" and not shutil.which("node"):
         return "no node"
-    there = CLIENTS_VENV / place / ("node_modules" if place == "node" else "bin")
-    return "" if there.exists() else f"no {there}; make clients"
+    # The stamp is there once an installation has ended; where there was no npm, nothing came of it.
+    there = (CLIENTS_VENV / f".installed-{place}").exists()
+    if place == "node":
+        there = there and (CLIENTS_VENV / "node" / "node_modules").exists()
+    return "" if there else f"no client packages in {CLIENTS_VENV / place}; make clients"
 
 
 def _program(place: Place) -> list[str]:
