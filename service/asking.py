@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Lane
-from service.errors import InvalidInput, TokenizerFailed
+from service.errors import InvalidInput, TokenizerFailed, name_inputs
 from service.metrics import MIXED_ROLES
 from service.model import Model
 from service.recipe.pooling import l2_normalize
@@ -182,6 +182,9 @@ def check_weight(ask: Ask, prompts: Prompts, default_role: Role) -> None:
         )
     if (ask.role or default_role) != "query":
         raise InvalidInput("`instruction_weight` is for queries; leave it out, or send `input_type` query")
+    if ids := [index for index, item in enumerate(ask.inputs) if not isinstance(item, str)]:
+        # Whether ids bring an instruction can't be told: the tokenizer makes a space of the line's end in it.
+        raise InvalidInput(f"`instruction_weight` is for texts; {name_inputs(ids)} is of token ids")
     if not ask.normalize:
         raise InvalidInput("`instruction_weight` gives vectors of length one; leave `normalize` out")
     if not 0 <= weight <= 1:

@@ -17,7 +17,7 @@ from service.recipe.spec import ModelSpec
 MODEL_GRAPH = 7
 GRAPH_NODE, GRAPH_OUTPUT = 1, 12
 NODE_INPUT, NODE_OUTPUT, NODE_OP_TYPE = 1, 2, 4
-VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_ELEMENT = 1, 2, 1, 1
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_SIDE = 1, 2, 1, 1, 2, 1
 FLOAT = 1
 # Protobuf's wire types.
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -57,7 +57,9 @@ def with_output(graph: bytes, name: str) -> bytes:
 
     Protobuf joins the fields of a message that comes twice, so a second graph with nothing but the output is appended.
     """
-    tensor = _field(VALUE_TYPE, _field(TYPE_TENSOR, bytes([TENSOR_ELEMENT << 3 | VARINT, FLOAT])))
+    # Of three sides that are not said.
+    shape = _field(TENSOR_SHAPE, 3 * _field(SHAPE_SIDE, b""))
+    tensor = _field(VALUE_TYPE, _field(TYPE_TENSOR, bytes([TENSOR_ELEMENT << 3 | VARINT, FLOAT]) + shape))
     output = _field(VALUE_NAME, name.encode("utf-8")) + tensor
     return graph + _field(MODEL_GRAPH, _field(GRAPH_OUTPUT, output))
 

@@ -23,7 +23,7 @@ SEEDS = (
     b'\x03{"inputs": "\\ud83d\\ude00", "add_special_tokens": false}',
     b'\x04{"ids": [[0, 5, 2]], "skip_special_tokens": false}',
 )
-ROUTES = ("embed", "openai", "similarity", "tokenize", "decode")
+ROUTES = ("embed", "openai", "similarity", "tokenize", "decode", "embed_all", "cohere", "ollama")
 
 
 def fuzz(data: bytes) -> None:

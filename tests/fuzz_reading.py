@@ -13,9 +13,12 @@ from gateway_process import MODEL_REPO, SHIPPED_MODEL
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.api.embed import EmbedBody, SimilarityBody
+from service.api import cohere, ollama
+from service.api.embed import EmbedBody
+from service.api.embed_all import EmbedAllBody
 from service.api.openai import EmbeddingsBody
 from service.api.reading import parse_inputs_in_turns, parse_texts, read
+from service.api.similarity import SimilarityBody
 from service.api.tokenize import DecodeBody, TokenizeBody
 from service.app import create_app
 from service.errors import Me5Error
@@ -71,12 +74,29 @@ async def _decode(request: Request) -> None:
     _check_inputs(await parse_inputs_in_turns(request, (await read(request, DecodeBody)).ids, "ids", empty=True))
 
 
+async def _embed_all(request: Request) -> None:
+    _check_inputs(await parse_inputs_in_turns(request, (await read(request, EmbedAllBody)).inputs, "inputs"))
+
+
+async def _cohere(request: Request) -> None:
+    _check_inputs(cohere.texts_of(await read(request, cohere.EmbedBody), MAX_INPUTS))
+
+
+async def _ollama(request: Request) -> None:
+    body = await read(request, ollama.EmbedBody)
+    if body.input not in (None, "", []):
+        _check_inputs(parse_texts(body.input, "input", MAX_INPUTS))
+
+
 READERS: dict[str, Callable[[Request], Coroutine[None, None, None]]] = {
     "embed": _embed,
     "openai": _openai,
     "similarity": _similarity,
     "tokenize": _tokenize,
     "decode": _decode,
+    "embed_all": _embed_all,
+    "cohere": _cohere,
+    "ollama": _ollama,
 }
 
 

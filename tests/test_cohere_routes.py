@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import httpx
 import numpy as np
@@ -108,9 +109,8 @@ def test_truncate_says_which_end_goes(client: httpx.Client, truncate: str | None
 
 
 def test_truncate_none_refuses_and_names_the_texts(client: httpx.Client) -> None:
-    assert "must have less than 512 tokens. Given: 1206 (inputs 0, 2)" in refused(
-        client, texts=[LONG, "ok", LONG], truncate="NONE"
-    )
+    message = refused(client, texts=[LONG, "ok", LONG], truncate="NONE")
+    assert re.search(r"must have less than 512 tokens\. Given: \d+ \(inputs 0, 2\)", message)
 
 
 def test_max_tokens_cuts_earlier(client: httpx.Client) -> None:

@@ -38,7 +38,21 @@ SETTINGS = settings(
 # and pydantic reads "true" for true. Whether an answer is one of the documented ones is checked all the same.
 LEFT_OUT = ("positive_data_acceptance", "negative_data_rejection")
 METHODS = st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "TRACE", "PRI", "get", "CONNECT"])
-PATHS = st.sampled_from(["/", "/embed", "/v1/embeddings", "/similarity", "/tokenize", "/decode", "/info", "*", "//"])
+PATHS = st.sampled_from(
+    [
+        "/",
+        "/embed",
+        "/v1/embeddings",
+        "/similarity",
+        "/tokenize",
+        "/decode",
+        "/v2/embed",
+        "/api/tags",
+        "/info",
+        "*",
+        "//",
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +119,7 @@ def test_a_large_body_is_read_as_a_small_one_is(route: str, body: bytes) -> None
 @SETTINGS
 @given(route=st.sampled_from(sorted(READERS)), depth=st.integers(3, 5000), count=st.integers(10, 20_000))
 def test_deep_and_wide_bodies_are_refused(route: str, depth: int, count: int) -> None:
-    field = {"openai": b"input", "decode": b"ids"}.get(route, b"inputs")
+    field = {"openai": b"input", "decode": b"ids", "cohere": b"texts", "ollama": b"input"}.get(route, b"inputs")
     for inner in (b"[" * depth + b"]" * depth, b"[" + b"[]," * count + b"[]]", b'{"a":' * depth + b"1" + b"}" * depth):
         assert read_or_refuse(route, [b'{"%s": %s}' % (field, inner)]) is not None
 

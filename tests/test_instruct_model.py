@@ -77,3 +77,95 @@ def test_an_instruction_longer_than_the_model_reads_is_cut_and_reported(instruct
     answer = instruct.post("/embed", json=body)
     assert answer.status_code == 200
     assert answer.headers["x-me5-truncated"] == "1"
+
+
+def mixed(client: httpx.Client, weight: float, **options: object) -> np.ndarray:
+    return vector(client, "tea with milk", instruction=TASK, instruction_weight=weight, **options)
+
+
+def test_the_ends_of_the_mixture_are_exactly_the_plain_vectors(instruct: httpx.Client) -> None:
+    plain = vector(instruct, "tea with milk", input_type="passage")
+    instructed = vector(instruct, "tea with milk", input_type="query", instruction=TASK)
+    np.testing.assert_array_equal(mixed(instruct, 0), plain)
+    np.testing.assert_array_equal(mixed(instruct, 1), instructed)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
+def test_between_them_it_is_the_mean_of_both_at_length_one(instruct: httpx.Client, weight: float) -> None:
+    plain = vector(instruct, "tea with milk", input_type="passage")
+    instructed = vector(instruct, "tea with milk", input_type="query", instruction=TASK)
+    mean = (1 - weight) * plain + weight * instructed
+    np.testing.assert_allclose(mixed(instruct, weight), mean / np.linalg.norm(mean), atol=1e-5)
+    small = mixed(instruct, weight, dimensions=32)
+    np.testing.assert_allclose(small, mean[:32] / np.linalg.norm(mean[:32]), atol=1e-5)
+
+
+def test_both_readings_of_a_text_are_counted(instruct: httpx.Client) -> None:
+    def tokens(path: str = "/embed", **fields: object) -> int:
+        name = "inputs" if path == "/embed" else "input"
+        answer = instruct.post(path, json={name: ["tea with milk", "tea"], **fields})
+        assert answer.status_code == 200, answer.text
+        if path != "/embed":
+            assert answer.json()["usage"]["total_tokens"] == int(answer.headers["x-compute-tokens"])
+        return int(answer.headers["x-compute-tokens"])
+
+    plain, instructed = tokens(input_type="passage"), tokens(instruction=TASK)
+    for path in ("/embed", "/v1/embeddings"):
+        assert tokens(path, instruction=TASK, instruction_weight=0.5) == plain + instructed
+        assert tokens(path, instruction=TASK, instruction_weight=0) == plain
+        assert tokens(path, instruction=TASK, instruction_weight=1) == instructed
+
+
+def test_a_mixture_has_one_vector_for_each_text_and_names_what_was_cut(instruct: httpx.Client) -> None:
+    body = {"inputs": ["tea", "many words " * 600, "milk"], "instruction": TASK, "instruction_weight": 0.5}
+    answer = instruct.post("/embed", json=body)
+    assert np.array(answer.json()).shape == (3, 384)
+    assert (answer.headers["x-me5-truncated"], answer.headers["x-me5-truncated-inputs"]) == ("1", "1")
+    refused = instruct.post("/embed", json={**body, "truncate": False})
+    assert (refused.status_code, "(input 1)" in refused.json()["error"]) == (422, True)
+
+
+def test_an_instruction_that_the_text_brings_is_no_part_of_its_plain_reading(instruct: httpx.Client) -> None:
+    text = f"Instruct: {TASK}\nQuery: tea with milk"
+    np.testing.assert_allclose(vector(instruct, text, instruction_weight=0.5), mixed(instruct, 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input_type": "passage"}, "is for queries"),
+        ({"normalize": False}, "`normalize`"),
+        ({"inputs": ["tea", [0, 5, 2]]}, "input 1 is of token ids"),
+        ({"instruction_weight": 1.5}, "instruction_weight"),
+        ({"instruction_weight": -0.1}, "instruction_weight"),
+    ],
+)
+def test_a_mixture_that_means_nothing_is_refused(instruct: httpx.Client, fields: dict[str, object], words: str) -> None:
+    answer = instruct.post("/embed", json={"inputs": "tea", "instruction_weight": 0.5, **fields})
+    assert (answer.status_code, words in answer.json()["error"]) == (422, True)
+
+
+def test_a_model_whose_documents_have_a_prompt_has_no_mixture(client: httpx.Client) -> None:
+    for path, name in (("/embed", "inputs"), ("/v1/embeddings", "input"), ("/api/embed", "input")):
+        answer = client.post(path, json={name: "tea", "instruction_weight": 0.5})
+        assert answer.status_code == 422
+        assert "multilingual-e5-large-instruct" in answer.text
+
+
+def test_ollamas_route_takes_an_instruction_and_its_weight(instruct: httpx.Client) -> None:
+    body = {"input": "tea with milk", "instruction": TASK, "instruction_weight": 0.5}
+    found = np.array(instruct.post("/api/embed", json=body).json()["embeddings"][0])
+    assert found @ mixed(instruct, 0.5) >= 0.9999
+
+
+def test_token_states_of_a_graph_that_does_not_pool(instruct: httpx.Client) -> None:
+    (rows,) = instruct.post("/embed_all", json={"inputs": "tea with milk", "input_type": "passage"}).json()
+    mean = np.array(rows).mean(axis=0)
+    assert mean @ vector(instruct, "tea with milk", input_type="passage") / np.linalg.norm(mean) >= 0.9999
+
+
+def test_cohere_input_types_choose_their_own_instruction(instruct: httpx.Client) -> None:
+    for input_type in ("search_query", "search_document", "classification", "clustering"):
+        body = {"texts": ["tea with milk"], "input_type": input_type}
+        found = np.array(instruct.post("/v2/embed", json=body).json()["embeddings"]["float"][0])
+        assert found @ vector(instruct, "tea with milk", input_type=input_type) >= 0.9999

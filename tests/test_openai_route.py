@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import Iterator
 
 import httpx
@@ -101,6 +102,33 @@ def test_extra_body_reaches_the_other_options(sdk: openai.OpenAI, client: httpx.
     np.testing.assert_allclose(rows(left), embed(client, long, truncation_direction="left"), atol=SAME)
     with pytest.raises(openai.UnprocessableEntityError, match="must have less than"):
         sdk.embeddings.create(model="x", input=long, extra_body={"truncate": False})
+
+
+def test_extra_body_may_leave_the_vectors_as_long_as_they_are(sdk: openai.OpenAI, client: httpx.Client) -> None:
+    raw = sdk.embeddings.create(model="x", input=TEXTS, extra_body={"normalize": False})
+    np.testing.assert_allclose(rows(raw), embed(client, TEXTS, normalize=False), atol=1e-5)
+    assert np.abs(np.linalg.norm(rows(raw), axis=1) - 1).min() > 1e-3
+    with pytest.raises(openai.UnprocessableEntityError, match="takes no instruction"):
+        sdk.embeddings.create(model="x", input=TEXT, extra_body={"instruction": "Find the port"})
+
+
+def test_the_route_without_a_version_is_the_same(gateway: Gateway, client: httpx.Client) -> None:
+    with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as sdk:
+        answer = sdk.embeddings.create(model=f"{SHIPPED_MODEL}-passage", input=TEXTS)
+        np.testing.assert_allclose(rows(answer), embed(client, TEXTS, input_type="passage"), atol=SAME)
+        with pytest.raises(openai.BadRequestError, match="`input` cannot be empty"):
+            sdk.embeddings.create(model="x", input="")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+def test_vectors_may_be_bytes(client: httpx.Client, path: str) -> None:
+    wanted = embed(client, TEXTS)
+    body = {"input": TEXTS, "model": "x", "encoding_format": "base64"}
+    octets = client.post(path, json=body, headers={"accept": "application/octet-stream"})
+    assert octets.headers["x-me5-shape"] == f"{len(TEXTS)},{wanted.shape[1]}"
+    np.testing.assert_allclose(np.frombuffer(octets.content, "<f4").reshape(wanted.shape), wanted, atol=SAME)
+    npy = client.post(path, json=body, headers={"accept": "application/x-npy, application/json"})
+    np.testing.assert_allclose(np.load(io.BytesIO(npy.content)), wanted, atol=SAME)
 
 
 def test_usage_counts_the_tokens_the_model_read(sdk: openai.OpenAI, client: httpx.Client) -> None:

@@ -7,6 +7,7 @@ import json
 
 PASSAGE = "The harbour of Rotterdam lies where the Rhine meets the sea, and ships call from far away. "
 LARGE_BYTES = 10_000_000
+COHERE = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
 def _json(value: object) -> bytes:
@@ -37,6 +38,19 @@ def worst_bodies() -> dict[str, tuple[str, bytes, dict[str, str]]]:
         "2048 texts, answered in base64": ("/embed", _json({"inputs": many, "encoding_format": "base64"}), {}),
         "2048 texts, answered in bytes": ("/embed", _json({"inputs": many}), octets),
         "2048 texts, OpenAI's list": ("/v1/embeddings", _json({"input": many}), {}),
+        "2048 texts, in all of Cohere's types": ("/v2/embed", _json({"texts": many, "embedding_types": COHERE}), {}),
+        "one text of 10 MB, sent back by Cohere's route": (
+            "/v2/embed",
+            _json({"texts": ["東京の人口は約" * 470_000]}),
+            {},
+        ),
+        "10 MB in parts, by Cohere's route": (
+            "/v2/embed",
+            _json({"inputs": [{"content": [{"type": "text", "text": PASSAGE * 54}]}] * 2000}),
+            few_bytes,
+        ),
+        "2048 texts, Ollama's list": ("/api/embed", _json({"input": many}), {}),
+        "10,000 token states": ("/embed_all", _json({"inputs": [PASSAGE * 40] * 19}), {}),
         "/tokenize of 100 000 characters": ("/tokenize", _json({"inputs": ("東京の人口は約" * 14_300)[:99_999]}), {}),
         "/tokenize of 2000 texts": ("/tokenize", _json({"inputs": [PASSAGE[:49]] * 2000}), {}),
         "/decode of 100 000 ids": ("/decode", _json({"ids": [[1234] * 500] * 200}), {}),

@@ -33,6 +33,9 @@ def _error_body(error: Me5Error, _: int) -> dict[str, object]:
 FACADE = Facade(prefix="/v2/", error_body=_error_body, error_schema=object_of(message=TEXT))
 router = APIRouter()
 
+# Looked at one by one, in a few milliseconds.
+PARTS_MAX = 10_000
+
 Truncate = Annotated[Literal["NONE", "START", "END"], BeforeValidator(lambda value: str(value).upper())]
 _PART = {
     "type": "object",
@@ -152,7 +155,7 @@ async def embed_v1(request: Request) -> Response:
 async def _answer(request: Request, body: EmbedBody, *, version: str, kinds: list[Kind]) -> Response:
     """kinds: none for a plain list of float vectors."""
     embedder = embedder_of(request)
-    texts = _texts_of(body, embedder.settings.max_inputs)
+    texts = texts_of(body, embedder.settings.max_inputs)
     options = Options(
         input_type=body.input_type,
         truncate=body.truncate != "NONE",
@@ -164,6 +167,31 @@ async def _answer(request: Request, body: EmbedBody, *, version: str, kinds: lis
         ask = replace(ask, lane="bulk" if body.priority else "interactive")
     found = await answer(request, replace(ask, max_tokens=body.max_tokens))
     return await respond(request, found, _pieces(request, embedder, body, texts, found, version, kinds))
+
+
+def texts_of(body: EmbedBody, max_inputs: int) -> list[str]:
+    """The texts of either of the fields that may hold them. Raises InvalidInput for everything else."""
+    if body.images is not None:
+        raise InvalidInput("`images` can't be embedded: this model reads text; send `texts`")
+    if (body.input_type or "").lower() == "image":
+        raise InvalidInput(
+            "`input_type` image can't be embedded: this model reads text; send search_document or search_query"
+        )
+    if (body.texts is None) == (body.inputs is None):
+        raise InvalidInput("send the texts in one of `texts` and `inputs`")
+    if body.texts is not None:
+        return parse_texts(body.texts, "texts", max_inputs)
+    if not isinstance(body.inputs, list):
+        raise InvalidInput(f"`inputs` must be a list of objects with `content`, not {kind_of(body.inputs)}")
+    # Not looked through for nothing where it is refused for its length.
+    given = body.inputs[: max_inputs + 1]
+    parts = sum(
+        len(item["content"]) for item in given if isinstance(item, dict) and isinstance(item.get("content"), list)
+    )
+    if parts > PARTS_MAX:
+        raise InvalidInput(f"`inputs` holds {parts} parts, the limit is {PARTS_MAX} a request; split the request")
+    found = [_text_of(item, index) for index, item in enumerate(given)]
+    return parse_texts(found, "inputs", max_inputs)
 
 
 def _pieces(
@@ -210,24 +238,6 @@ def _warnings(found: Answer, longest: int) -> list[str]:
             f"{name_inputs(brought)}"
         )
     return warnings
-
-
-def _texts_of(body: EmbedBody, max_inputs: int) -> list[str]:
-    if body.images is not None:
-        raise InvalidInput("`images` can't be embedded: this model reads text; send `texts`")
-    if (body.input_type or "").lower() == "image":
-        raise InvalidInput(
-            "`input_type` image can't be embedded: this model reads text; send search_document or search_query"
-        )
-    if (body.texts is None) == (body.inputs is None):
-        raise InvalidInput("send the texts in one of `texts` and `inputs`")
-    if body.texts is not None:
-        return parse_texts(body.texts, "texts", max_inputs)
-    if not isinstance(body.inputs, list):
-        raise InvalidInput(f"`inputs` must be a list of objects with `content`, not {kind_of(body.inputs)}")
-    # Not looked through for nothing where it is refused for its length.
-    found = [_text_of(item, index) for index, item in enumerate(body.inputs[: max_inputs + 1])]
-    return parse_texts(found, "inputs", max_inputs)
 
 
 def _text_of(item: object, index: int) -> str:
