@@ -27,12 +27,16 @@ TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
 # Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps, certificates.
+# Packages of clients, for the tests: the vendors' own, and frameworks, which live with older ones; and npm's.
+CLIENTS_VENV ?= .venv-clients
+CLIENTS_STAMPS := $(CLIENTS_VENV)/.installed-sdks $(CLIENTS_VENV)/.installed-frameworks $(CLIENTS_VENV)/.installed-node
+CLIENTS_PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
   containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -47,6 +51,11 @@ triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON
 test-triton: $(TRITON_STAMP) $(TEST_STAMP)  ## the tests that need a Triton
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_triton_*.py
 
+clients: $(CLIENTS_STAMPS)  ## client packages for the tests, in .venv-clients (CLIENTS_VENV); without them they are skipped
+
+test-clients: $(CLIENTS_STAMPS) $(TEST_STAMP)  ## every client package against a gateway, written into README.md and docs/clients.md
+	CLIENTS_VENV="$(abspath $(CLIENTS_VENV))" $(BIN)/python tests/clients/client_table.py
+
 test-k8s: $(K8S_STAMP)  ## manifests by kubectl, against Kubernetes' schemas and a gateway; the autoscaler's simulation
 	$(BIN)/python -m pytest tests/test_k8s*.py tests/test_autoscaler.py tests/test_capacity.py
 
@@ -57,7 +66,7 @@ capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing 
 	$(BIN)/python tests/benchmarks/capacity.py $(if $(ME5_DATA),--data "$(ME5_DATA)")
 	$(BIN)/python tests/benchmarks/capacity.py --simulate
 
-test-tools: $(K8S_STAMP) $(TRITON_STAMP)  ## all that some tests need and are skipped without; by apt where this is root on Debian
+test-tools: $(K8S_STAMP) $(TRITON_STAMP) $(CLIENTS_STAMPS)  ## all that some tests need and are skipped without; by apt where this is root on Debian
 	$(PIP) -e '.[containers]'
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES); fi
@@ -134,7 +143,7 @@ export-optimum: $(OPTIMUM_STAMP) $(TEST_STAMP)  ## CHECKPOINT by optimum too: fp
 	$(BIN)/python -m training gate-optimum "$(CHECKPOINT)" build/optimum --data "$(ME5_DATA)"
 
 clean:  ## the environment and caches; runs/ and model_repo/ stay
-	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) $(CLIENTS_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "me5 needs Python 3.11 or newer; make PYTHON=python3.11 …")'
@@ -163,4 +172,21 @@ $(OPTIMUM_STAMP): pyproject.toml constraints-optimum.txt | $(BIN)/python
 $(TRITON_STAMP): constraints-triton.txt | $(BIN)/python
 	$(BIN)/python -m venv $(TRITON_VENV)
 	$(TRITON_PIP) nvidia-pytriton onnxruntime
+	touch $@
+
+$(CLIENTS_VENV)/.installed-sdks: constraints-clients-sdks.txt | $(BIN)/python
+	$(BIN)/python -m venv $(CLIENTS_VENV)/sdks
+	$(CLIENTS_VENV)/sdks/bin/python $(CLIENTS_PIP) -r constraints-clients-sdks.txt
+	touch $@
+
+$(CLIENTS_VENV)/.installed-frameworks: constraints-clients.txt | $(BIN)/python
+	$(BIN)/python -m venv $(CLIENTS_VENV)/frameworks
+	$(CLIENTS_VENV)/frameworks/bin/python $(CLIENTS_PIP) -r constraints-clients.txt
+	touch $@
+
+# Where there is no npm, its clients are skipped.
+$(CLIENTS_VENV)/.installed-node: tests/clients/node/package.json
+	mkdir -p $(CLIENTS_VENV)/node && cp tests/clients/node/package.json $(CLIENTS_VENV)/node
+	if command -v npm >/dev/null; then \
+	  cd $(CLIENTS_VENV)/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error; fi
 	touch $@
