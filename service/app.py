@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
-from service.api import embed, openai, ops, tokenize
+from service.api import embed, openai, ops, page, tokenize
 from service.api.answering import ClientGone, json_response
 from service.api.intake import Intake
 from service.api.turns import Turns
@@ -103,7 +103,7 @@ def create_app(
     app.state.tracing = tracing
     app.state.turns = Turns()
     app.state.intake = Intake(settings.max_buffered_bytes, embedder.metrics)
-    for module in (embed, tokenize, openai, ops):
+    for module in (embed, tokenize, openai, ops, page):
         app.include_router(module.router)
     app.add_exception_handler(Me5Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -146,7 +146,7 @@ _POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {
     if isinstance(route, APIRoute) and route.methods == {"POST"}
 }
 _METHODS: dict[str, set[str]] = {}
-for _module in (embed, tokenize, openai, ops):
+for _module in (embed, tokenize, openai, ops, page):
     for _route in _module.router.routes:
         if isinstance(_route, APIRoute):
             _METHODS.setdefault(_route.path, set()).update(_route.methods or ())
