@@ -26,13 +26,14 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
-# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps.
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps, a browser.
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
-  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime \
+  chromium fonts-noto-core fonts-noto-cjk
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload soak model evaluate quality toy ablation report export-optimum clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -70,6 +71,12 @@ test-training-image: test-tools  ## the training image too: gigabytes and minute
 
 test-observability: test-tools  ## every alert fires, every panel of the dashboard shows data
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
+
+test-page: test-tools  ## the pages in a real browser, by keyboard, in light and dark, checked by axe
+	$(BIN)/python -m pytest tests/test_page.py tests/test_page_modules.py tests/test_playground.py
+
+screenshots: test-tools  ## the README's pictures of the playground, docs/playground-*.png
+	$(BIN)/python tests/screenshots.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

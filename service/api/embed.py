@@ -29,6 +29,9 @@ router = APIRouter()
 # /tokenize never cuts, and answers some 300 bytes a token: ten megabytes of text would take gigabytes.
 TOKENIZE_CHARS_MAX = 100_000
 
+# TEI's names of precisions.
+DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+
 INPUTS_SCHEMA = {
     "description": "A text, a list of texts, a list of token ids of this model, or a list of such lists.",
     "oneOf": [
@@ -161,9 +164,8 @@ async def info(request: Request) -> Response:
         {
             "model_id": spec.name,
             "model_sha": spec.files.get("model.onnx"),
-            "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[
-                about["precision"]
-            ],
+            # Until the first engine is there, the precision may be "auto".
+            "model_dtype": DTYPE_NAMES.get(about["precision"], about["precision"]),
             "served_model_name": spec.name,
             "model_type": {"embedding": {"pooling": "mean"}},
             # Requests are admitted by tokens, not by number; TEI's field has to be a number all the same.

@@ -1,7 +1,7 @@
 // Where the labels of a map stand: beside their points, and out of each other's way as far as there is room.
 
 const HEIGHT = 16;
-const GAP = 10;
+const GAP = 13;
 
 /**
  * A place for each label.

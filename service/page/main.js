@@ -36,6 +36,8 @@ const views = {
   tokens: tokensView(app),
   curl: curlView(app),
 };
+// What the page waits for: "texts", "search", or both.
+const pending = new Set();
 let underWay = new AbortController();
 let searching = new AbortController();
 
@@ -49,13 +51,28 @@ const computeSearch = settled(runSearch, TYPING_MS);
 /** Somebody changed the texts, their roles, or how they are read. */
 function changed() {
   owned();
+  // What is under way is for places of a list that is another one now.
+  underWay.abort();
+  wait("texts");
   views.texts.refresh();
   compute();
 }
 
 function searchChanged() {
   owned();
+  searching.abort();
+  wait("search");
   computeSearch();
+}
+
+function wait(what) {
+  pending.add(what);
+  document.body.classList.add("waiting");
+}
+
+function arrived(what) {
+  pending.delete(what);
+  document.body.classList.toggle("waiting", pending.size > 0);
 }
 
 /** No example any more: the address now carries the texts themselves. */
@@ -112,6 +129,14 @@ function openExample(name) {
   remember();
 }
 
+/** A link within the page leaves the fragment alone, which holds the state. */
+function goTo(event) {
+  event.preventDefault();
+  const target = byId(event.currentTarget.hash.slice(1));
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
+}
+
 function openFragment() {
   const found = decode(location.hash);
   if (found) {
@@ -129,7 +154,7 @@ async function run() {
   const { signal } = underWay;
   const options = { key: app.key(), signal, truncate: app.state.truncate };
   const started = performance.now();
-  document.body.classList.add("waiting");
+  wait("texts");
   try {
     app.info ??= await ask("info", options);
     const search = runSearch();
@@ -145,8 +170,8 @@ async function run() {
     if (!(error instanceof RequestFailed)) throw error;
     showTrouble(error, run);
   }
-  document.body.classList.remove("waiting");
   refresh();
+  arrived("texts");
 }
 
 async function runSearch() {
@@ -154,17 +179,19 @@ async function runSearch() {
   searching = new AbortController();
   const { signal } = searching;
   const options = { key: app.key(), signal, truncate: app.state.truncate };
+  wait("search");
   try {
     app.results.searchVector = await vectorOf(searchText(app.state), options);
     app.results.searchError = "";
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted || error.name === "AbortError") return;
     if (!(error instanceof RequestFailed)) throw error;
     app.results.searchVector = null;
     app.results.searchError = `${error.status || "No answer"}: ${error.message}`;
   }
   views.search.refresh();
   views.curl.refresh();
+  arrived("search");
 }
 
 function showDone(ms) {
@@ -241,5 +268,6 @@ wireUpTexts();
 wireUpKey();
 byId("share").append(copyButton("a link to this state", shareLink, "Copy link"));
 themeButton(byId("theme"), () => views.matrix.refresh());
+for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", goTo);
 addEventListener("hashchange", openFragment);
 openFragment();

@@ -63,7 +63,7 @@ export function mapView(app) {
   function mark(index, { x, y }) {
     const { role } = app.state.texts[index];
     const group = svg("g", { class: `point ${role}${index === app.state.selected ? " selected" : ""}` });
-    group.append(svg("circle", { class: "halo", cx: x, cy: y, r: 11 }));
+    group.append(svg("circle", { class: "halo", cx: x, cy: y, r: 10 }));
     group.append(
       role === "query"
         ? svg("path", { class: "shape", d: `M${x} ${y - 6.5}L${x + 6.5} ${y}L${x} ${y + 6.5}L${x - 6.5} ${y}Z` })
