@@ -40,6 +40,8 @@ const views = {
 const pending = new Set();
 let underWay = new AbortController();
 let searching = new AbortController();
+// The search that results.searchVector is of, as JSON.
+let answered = "";
 
 const remember = settled(() => {
   const fragment = encode(app.state);
@@ -180,13 +182,16 @@ async function runSearch() {
   const { signal } = searching;
   const options = { key: app.key(), signal, truncate: app.state.truncate };
   wait("search");
+  const asked = searchText(app.state);
   try {
-    app.results.searchVector = await vectorOf(searchText(app.state), options);
+    app.results.searchVector = await vectorOf(asked, options);
     app.results.searchError = "";
+    answered = JSON.stringify(asked);
   } catch (error) {
     if (signal.aborted || error.name === "AbortError") return;
     if (!(error instanceof RequestFailed)) throw error;
-    app.results.searchVector = null;
+    // An answer to this very question stays; to another one it would mislead.
+    if (answered !== JSON.stringify(asked)) app.results.searchVector = null;
     app.results.searchError = `${error.status || "No answer"}: ${error.message}`;
   }
   views.search.refresh();

@@ -7,11 +7,11 @@ import { scriptOf } from "./scripts.js";
 import { cosines, neighbours } from "./similarity.js";
 
 const MARGIN = 26;
-const SNIPPET_CHARS = 16;
+const SNIPPET_CHARS = 11;
 // As results.css has it.
 const LABEL_PX = 12;
 // Of the width: flat enough to stand beside the search, high enough that labels find room.
-const ASPECT = 0.62;
+const ASPECT = 0.7;
 
 /** app: as in view_texts.js. Returns {refresh}. */
 export function mapView(app) {
