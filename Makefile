@@ -26,17 +26,19 @@ OPTIMUM_PIP := $(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-v
 TRITON_VENV ?= .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.installed-triton
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-triton.txt
-# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps, certificates.
 # Packages of clients, for the tests: the vendors' own, and frameworks, which live with older ones; and npm's.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_STAMPS := $(CLIENTS_VENV)/.installed-sdks $(CLIENTS_VENV)/.installed-frameworks $(CLIENTS_VENV)/.installed-node
 CLIENTS_PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+# Debian's packages that tests use: what builds and runs containers, what fires alerts, a clock that jumps,
+# certificates, a browser.
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
-  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl
+  containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl \
+  chromium fonts-noto-core fonts-noto-cjk
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -79,6 +81,12 @@ test-training-image: test-tools  ## the training image too: gigabytes and minute
 
 test-observability: test-tools  ## every alert fires, every panel of the dashboard shows data
 	TRITON_VENV="$(abspath $(TRITON_VENV))" $(BIN)/python -m pytest tests/test_alerts.py tests/test_dashboard.py
+
+test-page: test-tools  ## the pages in a real browser, by keyboard, in light and dark, checked by axe
+	$(BIN)/python -m pytest tests/test_page.py tests/test_page_modules.py tests/test_playground.py
+
+screenshots: test-tools  ## the README's pictures of the playground, docs/playground-*.png
+	$(BIN)/python tests/screenshots.py
 
 check: $(TEST_STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

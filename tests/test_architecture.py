@@ -22,6 +22,7 @@ LAYERS = [
         "service.api.info",
         "service.api.ollama",
         "service.api.openai",
+        "service.api.page",
     ],
     ["service.api.ops", "service.api.similarity", "service.api.tokenize"],
     ["service.api.binary", "service.api.options", "service.api.schema", "service.api.tei"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from browser import needs_chromium, open_browser, open_visit
 from faulty_engine import SHIPPED
 from gateway_process import start_gateway
 from published_folder import write_published_folder
@@ -169,3 +170,29 @@ def test_cohere_input_types_choose_their_own_instruction(instruct: httpx.Client)
         body = {"texts": ["tea with milk"], "input_type": input_type}
         found = np.array(instruct.post("/v2/embed", json=body).json()["embeddings"]["float"][0])
         assert found @ vector(instruct, "tea with milk", input_type=input_type) >= 0.9999
+
+
+@needs_chromium
+def test_the_playground_offers_an_instruction_for_each_query_and_for_the_search(instruct: httpx.Client) -> None:
+    with open_browser() as browser, open_visit(browser, str(instruct.base_url).rstrip("/")) as visit:
+        page = visit.open()
+        field = page.get_by_label("Instruction of text 1", exact=True)
+        assert field.get_attribute("placeholder") == E5_INSTRUCT_PROMPTS.instructions["query"]
+        assert page.get_by_label("Instruction of text 2", exact=True).is_hidden()
+        field.fill(TASK)
+        page.get_by_label("Instruction", exact=True).fill(TASK)
+        visit.settle()
+        first = vector(instruct, page.input_value("#text-1"), input_type="query", instruction=TASK)
+        others = [raw(instruct, page.input_value(f"#text-{number}")) for number in (2, 3, 4)]
+        shown = page.locator("#matrix tbody tr").first.locator("td").all_inner_texts()
+        # Two decimals, of batches that differ.
+        np.testing.assert_allclose([float(each) for each in shown[1:4]], np.array(others) @ first, atol=0.015)
+        asked = vector(instruct, page.input_value("#search"), input_type="query", instruction=TASK)
+        score = float(page.locator("#found-2 .score").inner_text())
+        assert score == pytest.approx(others[0] @ asked, abs=0.01)
+        ids = page.locator("#ids").text_content()
+        prompted = f"Instruct: {TASK}\nQuery: {page.input_value('#text-1')}"
+        tokens = instruct.post("/tokenize", json={"inputs": prompted, "input_type": "query"}).json()[0]
+        assert ids == ", ".join(str(token["id"]) for token in tokens)
+        commands = page.locator("#commands pre").all_inner_texts()
+        assert sum(f'"instruction":"{TASK}"' in command for command in commands) == 2

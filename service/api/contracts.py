@@ -9,12 +9,12 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import cohere, embed, embed_all, info, ollama, openai, ops, similarity, tokenize
+from service.api import cohere, embed, embed_all, info, ollama, openai, ops, page, similarity, tokenize
 from service.api.answering import json_response
 from service.api.facade import Facade
 from service.errors import HeadersTooLarge, Me5Error, RequestTimeout, TooManyConnections
 
-CONTRACTS = (embed, embed_all, similarity, tokenize, info, openai, cohere, ollama, ops)
+CONTRACTS = (embed, embed_all, similarity, tokenize, info, openai, cohere, ollama, ops, page)
 
 # The routes that take bodies: none has a parameter in its path, so a look into a dictionary replaces the router.
 POSTS: dict[str, Callable[[Request], Awaitable[Response]]] = {}
@@ -40,6 +40,8 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
     for module in CONTRACTS:
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
+            if not route.include_in_schema:
+                continue
             for method in route.methods or ():
                 responses = document["paths"][route.path_format][method.lower()]["responses"]
                 if 422 not in route.responses:

@@ -22,6 +22,8 @@ from service.api.tokenize import TOKENIZE_CHARS_MAX
 FACADE = TEI
 router = APIRouter()
 
+# TEI's names of precisions.
+_DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 _EXAMPLE: dict[str, object] = {
     "model_id": "me5_nano",
@@ -81,9 +83,8 @@ async def info(request: Request) -> Response:
         {
             "model_id": spec.name,
             "model_sha": spec.files.get("model.onnx"),
-            "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[
-                about["precision"]
-            ],
+            # Until the first engine is there, the precision may be "auto".
+            "model_dtype": _DTYPE_NAMES.get(about["precision"], about["precision"]),
             "served_model_name": spec.name,
             "model_type": {"embedding": {"pooling": "mean"}},
             # Requests are admitted by tokens, not by number; TEI's field has to be a number all the same.

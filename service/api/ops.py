@@ -57,7 +57,6 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/health", responses=TEI.errors([503]), response_class=Response, summary="TEI's probe")
 @router.get("/ping", responses=TEI.errors([503]), response_class=Response, summary="The same as /health, for SageMaker")
-@router.get("/", responses=TEI.errors([503]), response_class=Response, summary="The same as /health")
 async def health(request: Request) -> Response:
     """200 and an empty body, or 503 as TEI words it."""
     if embedder_of(request).not_ready() is None:
