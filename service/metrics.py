@@ -148,6 +148,9 @@ class Metrics:
             keys = [(route, NO_LABEL, NO_LABEL, code) for code in ERROR_CODES]
             keys += [(route, role, lane, "200") for role in (*ROLES, MIXED_ROLES) for lane in LANES]
             self._durations |= {key: self.request_duration_s.labels(*key) for key in keys}
+        # Ollama's clients ask for a model to be loaded, with no text.
+        nothing = ("/api/embed", NO_LABEL, NO_LABEL, "200")
+        self._durations[nothing] = self.request_duration_s.labels(*nothing)
         for lane in LANES:
             for collector in (
                 self.tokenize_duration_s,
