@@ -18,6 +18,12 @@ Me5Error                            500 internal
 ├── EngineLost                      503 engine_lost      no engine to compute with, for now
 ├── UpstreamFailed                  503 upstream_failed  two of several Tritons were lost with the request
 ├── ShuttingDown                    503 shutting_down    the process is about to end
+├── BulkError                       a bulk job can't go on; never seen by an HTTP client
+│   ├── BadInputLine                a record of the input has no text that can be embedded
+│   ├── OutputBusy                  another process writes this output
+│   ├── OtherJob                    the output, finished or not, is of a job with other settings or another input
+│   ├── PartsMissing                shards to be merged are not all there, or not of one job
+│   └── GatewayRefused              a gateway elsewhere refused texts, or none answered for too long
 └── StartupError                    the process can't start; never seen by an HTTP client
     ├── SettingsError               a setting is unknown or outside its limits
     ├── ModelNotFound               no such model in the repository
@@ -203,6 +209,35 @@ class ShuttingDown(Me5Error):
 
     status = 503
     code = "shutting_down"
+
+
+class BulkError(Me5Error):
+    """A bulk job can't go on; the command line prints the sentence and exits with 2. What is done stays done."""
+
+    code = "bulk"
+
+
+class BadInputLine(BulkError):
+    """A record of the input has no text that can be embedded."""
+
+    def __init__(self, source: object, line: int, reason: str) -> None:
+        super().__init__(f"{source}, line {line}: {reason}; mend it, or leave such lines out by --on-error skip")
+
+
+class OutputBusy(BulkError):
+    """Another process writes this output."""
+
+
+class OtherJob(BulkError):
+    """The output, finished or not, is of a job with other settings or of another input."""
+
+
+class PartsMissing(BulkError):
+    """Shards to be merged are not all there, or are not of one job."""
+
+
+class GatewayRefused(BulkError):
+    """A gateway elsewhere refused texts, or none answered for too long."""
 
 
 class StartupError(Me5Error):

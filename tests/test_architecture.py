@@ -35,8 +35,11 @@ LAYERS = [
     ["service.batching", "service.triton_config"],
     ["service.recipe.golden", "service.recipe.spec", "service.recipe.tokens"],
     ["service.processor", "service.shapes", "service.recipe.prompts", "service.recipe.pooling"],
+    ["service.bulk.reading"],
+    ["service.bulk.lines", "service.bulk.parquet_rows"],
+    ["service.bulk.records"],
     ["service.errors", "service.triton_errors"],
-    ["service", "service.api", "service.recipe"],
+    ["service", "service.api", "service.bulk", "service.recipe"],
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 
@@ -51,6 +54,7 @@ HOMES = {
     "typer": {"service.__main__", "training"},
     "opentelemetry": {"service.span_export", "service.tracing"},
     "prometheus_client": {"service.metrics", "service.api.ops"},
+    "pyarrow": {"service.bulk"},
     "torch": {"training"},
     "transformers": {"training"},
     "onnx": {"training"},
