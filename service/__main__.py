@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
-from service.errors import InvalidInput, Me5Error
-from service.settings import PREFIX, Settings, load_settings
+from service.applications.commands import app as applications
+from service.command_line import opened, plain_errors
+from service.errors import InvalidInput
+from service.settings import PREFIX, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
-
-if TYPE_CHECKING:
-    from service.embedder import Embedder
-
-P = ParamSpec("P")
 
 app = typer.Typer(
     help="Serve Multilingual E5 text embeddings. Settings are ME5_* variables; `check` prints them.",
@@ -27,35 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """One line on stderr and exit code 2 for the errors that are ours; a traceback is for faults of the code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except Me5Error as error:
-            print(f"me5: {error.message}", file=sys.stderr)
-            raise typer.Exit(2) from error
-
-    return wrapped
-
-
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Embedder]:
-    """The settings' model, proved and ready, without a server around it."""
-    from service.embedder import Embedder
-    from service.metrics import Metrics
-
-    embedder = Embedder(settings, Metrics())
-    try:
-        await embedder.start()
-        await embedder.wait_until_ready()
-        yield embedder
-    finally:
-        await embedder.stop()
+# mine, dedup, cluster, index, search.
+app.add_typer(applications)
 
 
 @app.command()

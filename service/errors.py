@@ -28,7 +28,9 @@ Me5Error                            500 internal
     ├── SettingsError               a setting is unknown or outside its limits
     ├── ModelNotFound               no such model in the repository
     ├── ModelFileError              a file of the model is missing, damaged or of another version
-    └── GoldenMismatch              the engine's vectors are not those the model was trained to give
+    ├── GoldenMismatch              the engine's vectors are not those the model was trained to give
+    ├── PackageMissing              a command needs a package of an extra that is not installed
+    └── IndexUnusable               a search index is missing, damaged, being written, or of another model
 """
 
 from __future__ import annotations
@@ -260,3 +262,14 @@ class ModelFileError(StartupError):
 
 class GoldenMismatch(StartupError):
     """The engine's vectors for the golden texts are not those of the model."""
+
+
+class PackageMissing(StartupError):
+    """A command needs a package that comes with an extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; pip install -e '.[{extra}]'")
+
+
+class IndexUnusable(StartupError):
+    """A search index is missing, damaged, being written by another process, or of another model."""
