@@ -12,6 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the top down; a module may import from rows below its own, never from its own row or above.
 LAYERS = [
     ["service.__main__"],
+    ["service.applications.commands"],
+    ["service.applications.search_commands"],
+    ["service.applications.searching", "service.applications.mining_files", "service.applications.topic_map"],
+    ["service.applications.duplicates", "service.applications.mining", "service.applications.topics"],
+    ["service.applications.options", "service.applications.texts", "service.applications.words"],
+    ["service.applications.neighbours", "service.applications.passage_index", "service.applications.writing"],
+    ["service.command_line"],
     ["service.server"],
     ["service.app", "service.garbage", "service.http_protocol"],
     ["service.api.openai", "service.api.ops", "service.api.tokenize"],
@@ -39,7 +46,7 @@ LAYERS = [
     ["service.bulk.lines", "service.bulk.parquet_rows"],
     ["service.bulk.records"],
     ["service.errors", "service.triton_errors"],
-    ["service", "service.api", "service.bulk", "service.recipe"],
+    ["service", "service.api", "service.applications", "service.bulk", "service.recipe"],
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 
@@ -51,17 +58,20 @@ HOMES = {
     "openvino": {"service.engine_openvino", "training"},
     "tritonclient": {"service.triton_client"},
     "huggingface_hub": {"service.pull"},
-    "typer": {"service.__main__", "training"},
+    "typer": {"service.__main__", "service.applications", "service.command_line", "training"},
+    "faiss": {"service.applications.neighbours", "service.applications.searching"},
+    "sklearn": {"service.applications.topics", "service.applications.topic_map", "training"},
+    "scipy": {"service.applications.duplicates", "service.applications.topics", "training"},
     "opentelemetry": {"service.span_export", "service.tracing"},
     "prometheus_client": {"service.metrics", "service.api.ops"},
-    "pyarrow": {"service.bulk"},
+    "pyarrow": {"service.applications.texts", "service.bulk"},
     "torch": {"training"},
     "transformers": {"training"},
     "onnx": {"training"},
     "nncf": {"training"},
-    "matplotlib": {"training.plots"},
+    "matplotlib": {"service.applications.topic_map", "training.plots"},
     "sentence_transformers": {"training.transformer_system"},
-    "bm25s": {"training.candidates", "training.words"},
+    "bm25s": {"service.applications.searching", "training.candidates", "training.words"},
     "mteb": {"training.mteb_bridge", "training.mteb_protocols"},
     "tensorrt": {"training.tensorrt_build"},
 }

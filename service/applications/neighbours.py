@@ -106,7 +106,9 @@ def pairs_within(vectors: Vectors, least: float) -> Iterator[tuple[NDArray[np.in
         for start in range(0, last, RANGE_QUERIES):
             block = np.ascontiguousarray(vectors[start : min(start + RANGE_QUERIES, last)])
             ends, scores, numbers = piece.range_search(block, least)
-            lower = np.repeat(np.arange(start, start + len(block)), np.diff(ends.astype(np.int64)))
+            lower = np.repeat(
+                np.arange(start, start + len(block)), ends[1:].astype(np.int64) - ends[:-1].astype(np.int64)
+            )
             higher = numbers + first
             kept = lower < higher
             yield lower[kept], higher[kept], scores[kept]

@@ -19,7 +19,7 @@ from service.bulk.records import BadRecord, Fields, Record
 from service.command_line import opened
 from service.errors import InvalidInput
 from service.recipe.pooling import l2_normalize
-from service.recipe.prompts import Role
+from service.recipe.prompts import InputType, role_of
 
 if TYPE_CHECKING:
     from service.embedder import Embedder
@@ -46,7 +46,7 @@ class Texts:
     ids: list[str]
 
     def distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of texts seen for the first time, int64[M], ascending, and which of these each row equals, int64[N]."""
+        """The rows of texts seen for the first time, int64[M], and which of these each row equals, int64[N]."""
         seen: dict[str, int] = {}
         places = np.fromiter((seen.setdefault(text, len(seen)) for text in self.texts), np.int64, len(self.texts))
         _, firsts = np.unique(places, return_index=True)
@@ -67,15 +67,13 @@ def read_texts(source: str, fields: Fields, form: str | None) -> Texts:
     found = list(records_of(source, fields, form))
     if not found:
         raise InvalidInput(f"{source} holds no text; give a file with one text a line, or a row")
-    return Texts(
-        source, [item.text for item in found], [item.line for item in found], [item.id for item in found]
-    )
+    return Texts(source, [item.text for item in found], [item.line for item in found], [item.id for item in found])
 
 
 def embed_files(
-    settings: Settings, files: Sequence[Texts], role: Role, vectors: Sequence[Path | None]
+    settings: Settings, files: Sequence[Texts], use: InputType, vectors: Sequence[Path | None]
 ) -> list[Vectors]:
-    """Unit vectors of each file's texts, [N, D]: read where there is a vectors file for it, else computed.
+    """Unit vectors of each file's texts, [N, D]: read where there is a vectors file for it, else computed for this use.
 
     What is computed lies in a file of the temporary folder that is gone with this process.
     """
@@ -86,27 +84,27 @@ def embed_files(
     async def compute() -> list[Vectors]:
         async with opened(settings) as embedder:
             return [
-                await embed(embedder, item.texts, role, item.source) if part is None else part
+                await embed(embedder, item.texts, use, item.source) if part is None else part
                 for item, part in zip(files, read, strict=True)
             ]
 
     return asyncio.run(compute())
 
 
-async def embed(embedder: Embedder, texts: Sequence[str], role: Role, name: str) -> Vectors:
-    """Unit vectors float32[N, D] of texts in this role, in a mapped file. name: for the line on stderr."""
+async def embed(embedder: Embedder, texts: Sequence[str], use: InputType, name: str) -> Vectors:
+    """Unit vectors float32[N, D] of texts, in a mapped file. use: says their prompt.   name: for the line on stderr."""
     found = scratch(len(texts), embedder.model.spec.dimension)
     size = embedder.settings.max_inputs
     for start in range(0, len(texts), size):
-        part = list(texts[start : start + size])
-        answer = await embedder.embed(Ask([*part], role=role, input_type=role, timeout_s=PART_TIMEOUT_S))
-        found[start : start + len(part)] = answer.vectors
+        part = texts[start : start + size]
+        ask = Ask([*part], role=role_of(use), input_type=use, timeout_s=PART_TIMEOUT_S)
+        found[start : start + len(part)] = (await embedder.embed(ask)).vectors
         note(f"{name}: {start + len(part)} of {len(texts)} texts embedded")
     return found
 
 
 def read_vectors(path: Path, texts: Texts) -> Vectors:
-    """The unit vectors of a .npy or .parquet file, float32[N, D], one for each text; mapped, not read, where they can be.
+    """The unit vectors of a .npy or .parquet file, float32[N, D], one for each text; mapped where they can be.
 
     Raises InvalidInput where the file is no such file, has another number of rows, or a row that is not finite or zero.
     """
