@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | embed | check | pull | triton-config."""
+"""The command line: python -m service serve | embed | merge | check | pull | triton-config."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import asyncio
 import functools
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
 
 import typer
 
-from service.errors import InvalidInput, Me5Error
-from service.settings import PREFIX, Settings, load_settings
+from service.bulk.command import embed, merge
+from service.errors import Me5Error
+from service.settings import PREFIX, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
-
-if TYPE_CHECKING:
-    from service.embedder import Embedder
 
 P = ParamSpec("P")
 
@@ -43,21 +40,6 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Embedder]:
-    """The settings' model, proved and ready, without a server around it."""
-    from service.embedder import Embedder
-    from service.metrics import Metrics
-
-    embedder = Embedder(settings, Metrics())
-    try:
-        await embedder.start()
-        await embedder.wait_until_ready()
-        yield embedder
-    finally:
-        await embedder.stop()
-
-
 @app.command()
 @plain_errors
 def serve() -> None:
@@ -71,6 +53,8 @@ def serve() -> None:
 @plain_errors
 def check() -> None:
     """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
+    from service.ready import opened
+
     settings = load_settings()
     for name, value in settings.model_dump().items():
         print(f"{PREFIX}{name.upper()}={value}")
@@ -84,42 +68,8 @@ def check() -> None:
     print(json.dumps(asyncio.run(prove()), indent=2))
 
 
-@app.command()
-@plain_errors
-def embed(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of standard input")] = None,
-    role: Annotated[str, typer.Option(help="query or passage, or an alias")] = "query",
-    instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
-) -> None:
-    """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
-    from service.asking import Ask
-    from service.recipe.prompts import role_of
-
-    chosen = role_of(role)
-    try:
-        inputs = texts or [line for line in sys.stdin.buffer.read().decode("utf-8").split("\n") if line.strip()]
-        "".join(inputs).encode("utf-8")
-    except UnicodeError as error:
-        raise InvalidInput(f"texts must be UTF-8: {error}") from error
-    settings = load_settings()
-
-    async def run() -> None:
-        async with opened(settings) as embedder:
-            for start in range(0, len(inputs), settings.max_inputs):
-                part = inputs[start : start + settings.max_inputs]
-                answer = await embedder.embed(
-                    Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
-                )
-                for index, text in enumerate(part):
-                    row = {
-                        "text": text,
-                        "tokens": answer.tokens[index],
-                        "truncated": index in answer.truncated,
-                        "vector": [round(float(part), 7) for part in answer.vectors[index]],
-                    }
-                    print(json.dumps(row, ensure_ascii=False))
-
-    asyncio.run(run())
+app.command()(plain_errors(embed))
+app.command()(plain_errors(merge))
 
 
 @app.command()
