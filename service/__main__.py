@@ -1,19 +1,24 @@
-"""The command line: python -m service serve | embed | check | pull | triton-config."""
+"""The command line: python -m service serve | embed | merge | mine | dedup | cluster | index | search | check | …"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
 
 import typer
 
-from service.applications.commands import app as applications
-from service.command_line import opened, plain_errors
-from service.errors import InvalidInput
+from service.applications.commands import cluster, dedup, mine
+from service.applications.search_commands import index, search
+from service.bulk.command import embed, merge
+from service.errors import Me5Error
 from service.settings import PREFIX, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
+
+P = ParamSpec("P")
 
 app = typer.Typer(
     help="Serve Multilingual E5 text embeddings. Settings are ME5_* variables; `check` prints them.",
@@ -21,8 +26,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# mine, dedup, cluster, index, search.
-app.add_typer(applications)
+
+
+def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """One line on stderr and exit code 2 for the errors that are ours; a traceback is for faults of the code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except Me5Error as error:
+            print(f"me5: {error.message}", file=sys.stderr)
+            raise typer.Exit(2) from error
+
+    return wrapped
 
 
 @app.command()
@@ -38,6 +55,8 @@ def serve() -> None:
 @plain_errors
 def check() -> None:
     """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
+    from service.ready import opened
+
     settings = load_settings()
     for name, value in settings.model_dump().items():
         print(f"{PREFIX}{name.upper()}={value}")
@@ -51,42 +70,10 @@ def check() -> None:
     print(json.dumps(asyncio.run(prove()), indent=2))
 
 
-@app.command()
-@plain_errors
-def embed(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of standard input")] = None,
-    role: Annotated[str, typer.Option(help="query or passage, or an alias")] = "query",
-    instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
-) -> None:
-    """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
-    from service.asking import Ask
-    from service.recipe.prompts import role_of
-
-    chosen = role_of(role)
-    try:
-        inputs = texts or [line for line in sys.stdin.buffer.read().decode("utf-8").split("\n") if line.strip()]
-        "".join(inputs).encode("utf-8")
-    except UnicodeError as error:
-        raise InvalidInput(f"texts must be UTF-8: {error}") from error
-    settings = load_settings()
-
-    async def run() -> None:
-        async with opened(settings) as embedder:
-            for start in range(0, len(inputs), settings.max_inputs):
-                part = inputs[start : start + settings.max_inputs]
-                answer = await embedder.embed(
-                    Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
-                )
-                for index, text in enumerate(part):
-                    row = {
-                        "text": text,
-                        "tokens": answer.tokens[index],
-                        "truncated": index in answer.truncated,
-                        "vector": [round(float(part), 7) for part in answer.vectors[index]],
-                    }
-                    print(json.dumps(row, ensure_ascii=False))
-
-    asyncio.run(run())
+app.command()(plain_errors(embed))
+app.command()(plain_errors(merge))
+for command in (mine, dedup, cluster, index, search):
+    app.command()(plain_errors(command))
 
 
 @app.command()

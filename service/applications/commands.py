@@ -1,4 +1,4 @@
-"""The commands on files of texts: python -m service mine | dedup | cluster, and those of search_commands."""
+"""The commands on files of texts: python -m service mine | dedup | cluster."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from service.applications.options import Format, IdField, Output, TextField, VectorsFile, extra
-from service.applications.search_commands import app as search_app
-from service.command_line import plain_errors
 from service.errors import InvalidInput
 from service.settings import load_settings
 
@@ -19,12 +17,7 @@ if TYPE_CHECKING:
     from service.applications.texts import Texts, Vectors
     from service.applications.topics import Topic
 
-app = typer.Typer()
-app.add_typer(search_app)
 
-
-@app.command()
-@plain_errors
 def mine(
     source: Annotated[str, typer.Argument(help="a file of sentences")],
     target: Annotated[str, typer.Argument(help="a file of sentences in another language, or in several")],
@@ -57,8 +50,6 @@ def mine(
     mine_files(load_settings(), (source, target), (source_vectors, target_vectors), asked, (text_field, form), to)
 
 
-@app.command()
-@plain_errors
 def dedup(
     file: Annotated[str, typer.Argument(help="a file of texts, in one language or many")],
     threshold: Annotated[
@@ -127,8 +118,6 @@ def _write_kept(path: Path, texts: Texts, dropped: set[int]) -> None:
                 stream.write(line + "\n")
 
 
-@app.command()
-@plain_errors
 def cluster(
     file: Annotated[str, typer.Argument(help="a file of texts, in one language or many")],
     method: Annotated[

@@ -17,7 +17,7 @@ Format = Annotated[
     str | None, typer.Option("--format", help="jsonl, csv, tsv, txt or parquet, where the name does not end so")
 ]
 VectorsFile = Annotated[
-    Path | None, typer.Option("--vectors", help="the file's vectors, as `embed --to` wrote them (.npy, .parquet)")
+    Path | None, typer.Option("--vectors", help="the file's vectors, as `embed --output` wrote them (.npy, .parquet)")
 ]
 Output = Annotated[Path | None, typer.Option("--to", help="a file; without it, standard output")]
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.applications.options import Format, IdField, TextField, VectorsFile, extra
-from service.command_line import opened, plain_errors
 from service.errors import InvalidInput
 from service.settings import load_settings
 
@@ -24,13 +23,10 @@ if TYPE_CHECKING:
     from service.bulk.records import Record
     from service.embedder import Embedder
 
-app = typer.Typer()
 # Passages read, embedded and stored at a time.
 PART = 2048
 
 
-@app.command()
-@plain_errors
 def index(
     file: Annotated[str, typer.Argument(help="a file of passages: jsonl, csv, tsv, parquet, or plain lines; .gz too")],
     to: Annotated[Path, typer.Option(help="the index's folder; one that is there is added to")],
@@ -112,6 +108,7 @@ def enumerate_parts(records: Iterator[Record]) -> Iterator[tuple[int, list[Recor
 
 async def _embed_into(filling: Filling, records: Iterator[Record]) -> None:
     from service.applications.texts import embed
+    from service.ready import opened
 
     async with opened(load_settings()) as embedder:
         for start, part in enumerate_parts(records):
@@ -120,8 +117,6 @@ async def _embed_into(filling: Filling, records: Iterator[Record]) -> None:
                 filling.store(part, wanted, await embed(embedder, texts, "passage", f"from passage {start}"))
 
 
-@app.command()
-@plain_errors
 def search(
     folder: Annotated[Path, typer.Argument(help="an index's folder")],
     questions: Annotated[list[str] | None, typer.Argument(help="without any, lines of standard input")] = None,
@@ -135,6 +130,7 @@ def search(
     from service.applications.passage_index import PassageIndex
     from service.applications.words import words_of
     from service.model import read_model
+    from service.ready import opened
 
     asked = questions or [
         line for line in sys.stdin.buffer.read().decode("utf-8", "replace").splitlines() if line.strip()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from service.asking import Ask
 from service.bulk.reading import open_records
 from service.bulk.records import BadRecord, Fields, Record
-from service.command_line import opened
 from service.errors import InvalidInput
+from service.ready import opened
 from service.recipe.pooling import l2_normalize
 from service.recipe.prompts import InputType, role_of
 
@@ -30,7 +30,7 @@ Vectors = NDArray[np.float32]
 BLOCK_ROWS = 16_384
 # float16 has 11 bits of mantissa: what it stores of a unit vector is this close to length one.
 UNIT_TOLERANCE = 1e-3
-# How the file that `embed --to` writes names its columns.
+# How the Parquet file that `embed --output` writes names the column.
 VECTOR_COLUMN = "vector"
 # No one waits for an answer: a part of so many texts may take as long as it takes.
 PART_TIMEOUT_S = 7 * 86_400.0

@@ -27,8 +27,9 @@ class Lines:
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
         while raw := self._next():
-            yield self._read(raw)
+            found = self._read(raw)
             self._place += 1
+            yield found
 
     def skip(self, count: int) -> int:
         """As Records says."""
@@ -92,8 +93,9 @@ class Rows:
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
         while (row := self._next()) is not None:
-            yield self._read(row)
+            found = self._read(row)
             self._place += 1
+            yield found
 
     def skip(self, count: int) -> int:
         """As Records says."""

@@ -23,8 +23,8 @@ class ParquetRows:
         for column in fields.names():
             if schema.get_field_index(column) < 0:
                 raise InvalidInput(f"{name} has no column {column!r}; it has {', '.join(schema.names)}")
-        for column in (fields.text, fields.title):
-            if column is not None and not _is_text(schema.field(column).type):
+        for column in filter(None, (fields.text, fields.title)):
+            if not _is_text(schema.field(column).type):
                 raise InvalidInput(f"{name}: column {column!r} is {schema.field(column).type}, not a text")
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
@@ -38,13 +38,13 @@ class ParquetRows:
                 wanted = batch.slice(max(0, self._place - start))
                 start += batch.num_rows
                 for values in wanted.to_pylist():
-                    line = self._place + 1
-                    yield record_of(values, self._fields, self._place, line)
+                    found = record_of(values, self._fields, self._place, self._place + 1)
                     self._place += 1
+                    yield found
 
     def skip(self, count: int) -> int:
         """As Records says."""
-        skipped = min(count, self._file.metadata.num_rows - self._place)
+        skipped: int = min(count, self._file.metadata.num_rows - self._place)
         self._place += skipped
         return skipped
 
@@ -59,4 +59,4 @@ def open_parquet(path: Path, fields: Fields) -> ParquetRows:
 
 def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value))

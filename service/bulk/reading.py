@@ -80,7 +80,7 @@ def _open(
 
 
 def _bytes_of(source: str | Path, compression: Compression | None, stack: ExitStack) -> IO[bytes]:
-    plain: IO[bytes] = sys.stdin.buffer if str(source) == STDIN else stack.enter_context(Path(source).open("rb"))
+    plain: IO[bytes] = sys.stdin.buffer if str(source) == STDIN else stack.enter_context(Path(source).open("rb"))  # noqa: SIM115
     if compression == "gz":
         return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=plain, mode="rb")))
     if compression == "zst":

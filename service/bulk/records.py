@@ -63,14 +63,14 @@ def record_of(values: Mapping[str, object], fields: Fields, place: int, line: in
     if title is not None and not isinstance(title, str):
         return BadRecord(line, f"field {fields.title!r} is {_kind(values, fields.title)}, not a text")
     name = str(place) if fields.id is None else values.get(fields.id)
-    if not isinstance(name, str | int) or isinstance(name, bool):
+    if isinstance(name, bool) or not isinstance(name, str | int):
         return BadRecord(line, f"field {fields.id!r} is {_kind(values, fields.id)}, not a text or a whole number")
     whole = f"{title} {text}" if title else text
     return Record(str(name), whole, line) if whole else BadRecord(line, "the text is empty")
 
 
 def _kind(values: Mapping[str, object], name: str | None) -> str:
-    if name not in values:
+    if name is None or name not in values:
         return "missing"
     value = values[name]
     return "null" if value is None else f"of type {type(value).__name__}"
