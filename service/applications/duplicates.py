@@ -30,11 +30,10 @@ class Group:
 
 def find_groups(vectors: Vectors, least: float) -> Numbers:
     """For each row of [N, D] the number of its group, int64[N]: rows that a chain of products above `least` joins."""
-    pieces = ((lower, higher) for lower, higher, _ in pairs_within(vectors, least))
-    return joined(pieces, len(vectors))
+    return joined(pairs_within(vectors, least), len(vectors))
 
 
-def joined(pairs: Iterable[tuple[Numbers, Numbers]], rows: int) -> Numbers:
+def joined(pairs: Iterable[tuple[Numbers, Numbers]], rows: int, *, most_held: int = PAIRS_HELD) -> Numbers:
     """The number of each row's group, int64[rows], from pairs of rows that belong together, in pieces of any size."""
     groups = np.arange(rows)
     held: list[tuple[Numbers, Numbers]] = []
@@ -42,7 +41,7 @@ def joined(pairs: Iterable[tuple[Numbers, Numbers]], rows: int) -> Numbers:
     for lower, higher in pairs:
         held.append((lower, higher))
         count += len(lower)
-        if count > PAIRS_HELD:
+        if count > most_held:
             groups, held, count = _folded(groups, held), [], 0
     return _folded(groups, held)
 

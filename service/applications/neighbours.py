@@ -93,25 +93,27 @@ def recall_of(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
     return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())
 
 
-def pairs_within(vectors: Vectors, least: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Vectors]]:
-    """Every two rows of [N, D] with an inner product above `least`: the lower number, the higher one, the product.
+def pairs_within(
+    vectors: Vectors, least: float, *, piece_rows: int = RANGE_ROWS, block_rows: int = RANGE_QUERIES
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Every two rows of [N, D] with an inner product above `least`, the lower number and the higher one.
 
-    In pieces: no more than RANGE_QUERIES times RANGE_ROWS products are held, however many rows there are.
+    In pieces: no more than block_rows times piece_rows pairs are held, however many rows there are.
     """
     rows = len(vectors)
-    for first in range(0, rows, RANGE_ROWS):
+    for first in range(0, rows, piece_rows):
         piece = faiss.IndexFlatIP(vectors.shape[1])
-        piece.add(np.ascontiguousarray(vectors[first : first + RANGE_ROWS]))
-        last = min(first + RANGE_ROWS, rows)
-        for start in range(0, last, RANGE_QUERIES):
-            block = np.ascontiguousarray(vectors[start : min(start + RANGE_QUERIES, last)])
-            ends, scores, numbers = piece.range_search(block, least)
+        piece.add(np.ascontiguousarray(vectors[first : first + piece_rows]))
+        last = min(first + piece_rows, rows)
+        for start in range(0, last, block_rows):
+            block = np.ascontiguousarray(vectors[start : min(start + block_rows, last)])
+            ends, _, numbers = piece.range_search(block, least)
             lower = np.repeat(
                 np.arange(start, start + len(block)), ends[1:].astype(np.int64) - ends[:-1].astype(np.int64)
             )
             higher = numbers + first
             kept = lower < higher
-            yield lower[kept], higher[kept], scores[kept]
+            yield lower[kept], higher[kept]
 
 
 def clusters(vectors: Vectors, count: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:

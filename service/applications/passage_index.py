@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import IndexUnusable, InvalidInput
+from service.errors import IndexUnusable
 from service.model import Model
 from service.recipe.spec import SPEC_FILE, file_sha256
 
@@ -149,16 +149,9 @@ class Addition:
         return found
 
     def add(self, ids: Sequence[str], texts: Sequence[str], vectors: Vectors) -> None:
-        """Append passages with their unit vectors [N, D]. Raises InvalidInput for an id that is there already."""
+        """Append passages with their unit vectors [N, D]; no id may be known."""
         rows = zip(range(self.count, self.count + len(ids)), ids, texts, strict=True)
-        try:
-            self._base.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
-        except sqlite3.IntegrityError as error:
-            twice = sorted(self.known(ids)) or sorted({name for name in ids if list(ids).count(name) > 1})
-            raise InvalidInput(
-                f"id {twice[0]!r} is in the index, or in the file, twice; ids must differ, or say --skip-known to pass "
-                "over those that are there"
-            ) from error
+        self._base.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
         self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
         self.count += len(ids)
 

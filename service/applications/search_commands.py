@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Passages read, embedded and stored at a time.
 PART = 2048
+# A hit is a line on a terminal; --json has all of it.
+SHOWN_CHARS = 160
 
 
 def index(
@@ -42,7 +45,7 @@ def index(
 ) -> None:
     """Put passages into a search index, or add them to it."""
     with extra("search"):
-        from service.applications.searching import with_nearest, with_words
+        from service.applications.searching import kind_for, with_nearest, with_words
     from service.applications.passage_index import adding, publish
     from service.applications.texts import note, read_texts, read_vectors, records_of
     from service.bulk.records import Fields
@@ -66,7 +69,8 @@ def index(
                 filling.store(part, filling.wanted(part), ready[start : start + len(part)])
         if not addition.count:
             raise InvalidInput(f"{file} holds no text; give a file with one passage a line, or a row")
-        found, recall = with_nearest(addition.finish())
+        finished = addition.finish()
+        found, recall = with_nearest(finished, kind_for(finished.manifest.count))
         if words or found.manifest.words is not None:
             found = with_words(found, model.tokenizer)
         publish(found)
@@ -87,9 +91,20 @@ class Filling:
         return record.id if self._prefix is None else f"{self._prefix}{record.line}"
 
     def wanted(self, part: list[Record]) -> list[int]:
-        """Places of the records to be stored."""
-        known = self._addition.known([self.id_of(record) for record in part]) if self._skip_known else set()
-        return [place for place, record in enumerate(part) if self.id_of(record) not in known]
+        """Places of the records to be stored. Raises InvalidInput for an id that is there already, or twice."""
+        seen = self._addition.known([self.id_of(record) for record in part])
+        places = []
+        for place, record in enumerate(part):
+            name = self.id_of(record)
+            if name not in seen:
+                places.append(place)
+                seen.add(name)
+            elif not self._skip_known:
+                raise InvalidInput(
+                    f"line {record.line}: id {name!r} is in the index, or in this file, already; ids must differ, or "
+                    "say --skip-known to pass over those that are there"
+                )
+        return places
 
     def store(self, part: list[Record], wanted: list[int], vectors: Vectors) -> None:
         """Store the wanted records of a part. vectors: of all its records, or of the wanted alone."""
@@ -170,4 +185,5 @@ def _print(question: str, hits: list[Hit], *, as_json: bool, named: bool) -> Non
     if named:
         print(f"# {question}")
     for rank, hit in enumerate(hits, 1):
-        print(f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {' '.join(hit.passage.text.split())}")
+        text = shorten(hit.passage.text, SHOWN_CHARS, placeholder="…")
+        print(f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {text}")

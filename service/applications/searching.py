@@ -44,12 +44,12 @@ def kind_for(count: int) -> Kind:
     return "graph" if count <= GRAPH_ROWS_MAX else "cells"
 
 
-def with_nearest(index: PassageIndex) -> tuple[PassageIndex, float]:
+def with_nearest(index: PassageIndex, kind: Kind) -> tuple[PassageIndex, float]:
     """The index with the file that finds its nearest vectors, written, and its measured recall of the first ten.
 
     A graph or cells that were there already are added to; 1 is the recall where all vectors are compared.
     """
-    kind, vectors, manifest = kind_for(index.manifest.count), index.vectors(), index.manifest
+    vectors, manifest = index.vectors(), index.manifest
     if kind == "all":
         return PassageIndex(index.folder, replace(manifest, nearest=None)), 1.0
     found: Any

@@ -37,19 +37,17 @@ DISTRACTORS = 1500
 # FLORES sentences are long; short ones would be told apart by their length.
 DISTRACTOR_CHARS_MIN = {"Hans": 18, "Jpan": 20, "Hang": 25, "Thai": 50}
 # FLORES-200's codes of the 66 languages beside English, and the two letters that the training pairs call them by.
-LANGUAGES = dict(
-    pair.split(":")
-    for pair in """
-    afr_Latn:af amh_Ethi:am arb_Arab:ar asm_Beng:as azj_Latn:az bel_Cyrl:be ben_Beng:bn bos_Latn:bs bul_Cyrl:bg
-    cat_Latn:ca ceb_Latn:ceb ces_Latn:cs cym_Latn:cy dan_Latn:da deu_Latn:de ell_Grek:el epo_Latn:eo est_Latn:et
-    fin_Latn:fi fra_Latn:fr gla_Latn:gd glg_Latn:gl guj_Gujr:gu hau_Latn:ha hin_Deva:hi hrv_Latn:hr hye_Armn:hy
-    ibo_Latn:ig isl_Latn:is jpn_Jpan:ja kan_Knda:kn kaz_Cyrl:kk khm_Khmr:km kor_Hang:ko lao_Laoo:lo lit_Latn:lt
-    lvs_Latn:lv mal_Mlym:ml mar_Deva:mr mkd_Cyrl:mk mya_Mymr:my nld_Latn:nl nob_Latn:nb npi_Deva:ne pan_Guru:pa
-    pes_Arab:fa pol_Latn:pl por_Latn:pt ron_Latn:ro rus_Cyrl:ru sin_Sinh:si slk_Latn:sk slv_Latn:sl som_Latn:so
-    spa_Latn:es srp_Cyrl:sr sun_Latn:su tam_Taml:ta tha_Thai:th tur_Latn:tr ukr_Cyrl:uk uzn_Latn:uz vie_Latn:vi
-    yor_Latn:yo zho_Hans:zh zul_Latn:zu
-    """.split()
-)
+_CODES = """
+afr_Latn:af amh_Ethi:am arb_Arab:ar asm_Beng:as azj_Latn:az bel_Cyrl:be ben_Beng:bn bos_Latn:bs bul_Cyrl:bg
+cat_Latn:ca ceb_Latn:ceb ces_Latn:cs cym_Latn:cy dan_Latn:da deu_Latn:de ell_Grek:el epo_Latn:eo est_Latn:et
+fin_Latn:fi fra_Latn:fr gla_Latn:gd glg_Latn:gl guj_Gujr:gu hau_Latn:ha hin_Deva:hi hrv_Latn:hr hye_Armn:hy
+ibo_Latn:ig isl_Latn:is jpn_Jpan:ja kan_Knda:kn kaz_Cyrl:kk khm_Khmr:km kor_Hang:ko lao_Laoo:lo lit_Latn:lt
+lvs_Latn:lv mal_Mlym:ml mar_Deva:mr mkd_Cyrl:mk mya_Mymr:my nld_Latn:nl nob_Latn:nb npi_Deva:ne pan_Guru:pa
+pes_Arab:fa pol_Latn:pl por_Latn:pt ron_Latn:ro rus_Cyrl:ru sin_Sinh:si slk_Latn:sk slv_Latn:sl som_Latn:so
+spa_Latn:es srp_Cyrl:sr sun_Latn:su tam_Taml:ta tha_Thai:th tur_Latn:tr ukr_Cyrl:uk uzn_Latn:uz vie_Latn:vi
+yor_Latn:yo zho_Hans:zh zul_Latn:zu
+"""
+LANGUAGES = dict(pair.split(":") for pair in _CODES.split())
 ENGLISH = "eng_Latn"
 
 
@@ -69,7 +67,7 @@ def flores(data: Path) -> dict[str, list[str]]:
 
 
 def distractors(data: Path) -> dict[str, list[str]]:
-    """By FLORES's code, sentences of the training pairs; of each pair one side alone, so that none has its translation."""
+    """By FLORES's code, sentences of the training pairs; of each pair one side alone, so that none has its partner."""
     code_of = {two: code for code, two in LANGUAGES.items()}
     found: dict[str, dict[str, None]] = {code: {} for code in (ENGLISH, *LANGUAGES)}
     for path in sorted((data / "train").glob("translation_*.jsonl.gz")):
