@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -185,5 +184,5 @@ def _print(question: str, hits: list[Hit], *, as_json: bool, named: bool) -> Non
     if named:
         print(f"# {question}")
     for rank, hit in enumerate(hits, 1):
-        text = shorten(hit.passage.text, SHOWN_CHARS, placeholder="…")
-        print(f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {text}")
+        text = " ".join(hit.passage.text.split())
+        print(f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + '…'}")
