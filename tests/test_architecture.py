@@ -60,6 +60,7 @@ HOMES = {
     "typer": {"service.__main__", "service.applications", "training"},
     "faiss": {"service.applications.neighbours", "service.applications.searching"},
     "sklearn": {"service.applications.topics", "service.applications.topic_map", "training"},
+    "py3langid": {"service.applications.topics", "training"},
     "scipy": {"service.applications.duplicates", "service.applications.topics", "training"},
     "opentelemetry": {"service.span_export", "service.tracing"},
     "prometheus_client": {"service.metrics", "service.api.ops"},

@@ -15,7 +15,7 @@ from service.settings import load_settings
 if TYPE_CHECKING:
     from service.applications.duplicates import Group
     from service.applications.texts import Texts, Vectors
-    from service.applications.topics import Topic
+    from service.applications.topics import Places, Topic
 
 
 def mine(
@@ -126,7 +126,8 @@ def cluster(
     topics: Annotated[int | None, typer.Option(help="how many, for kmeans; without it the best of ten numbers")] = None,
     least_texts: Annotated[int, typer.Option(help="of a topic, for density")] = 10,
     language_field: Annotated[
-        str | None, typer.Option(help="the field with the language: what a language's texts share is left out of them")
+        str | None,
+        typer.Option(help="the field with the language, whose share in a vector is left out; without it guessed"),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="where each text's topic is written: .tsv, or .json with all")] = None,
     picture: Annotated[Path | None, typer.Option("--map", help="a picture of the topics: .svg, .png or .pdf")] = None,
@@ -156,9 +157,9 @@ def cluster(
     texts = read_texts(file, Fields(text_field, id_field), form)
     languages = None if language_field is None else read_texts(file, Fields(language_field), form).texts
     found = embed_files(settings, [texts], "clustering", [vectors])[0]
-    if languages is not None:
-        found = finding.centred(found, languages)
-    numbers = finding.find_topics(found, method, topics, least_texts)
+    found = finding.centred(found, languages or finding.languages_of(texts.texts))
+    shown, places = _plane(found, method, picture)
+    numbers = finding.by_kmeans(found, topics) if method == "kmeans" else finding.by_density(places, least_texts)
     words = list(words_of(read_model(settings.model, settings.model_repo).tokenizer, texts.texts))
     described = finding.describe(found, numbers, words)
     write_table(
@@ -169,9 +170,25 @@ def cluster(
     if to is not None:
         _write_topics(to, texts, numbers.tolist(), described)
     if picture is not None:
-        draw_map(picture, found, numbers, described, f"{len(texts.texts):,} texts, {len(described)} topics")
+        draw_map(picture, places, numbers[shown], described, f"{len(texts.texts):,} texts, {len(described)} topics")
     left = int((numbers == finding.NOISE).sum())
     note(f"{len(texts.texts)} texts, {len(described)} topics" + (f", {left} texts in none" if left else ""))
+
+
+def _plane(vectors: Vectors, method: str, picture: Path | None) -> tuple[list[int], Places]:
+    """Rows and their places in the plane: all of them, or for a picture of too many a sample; none where unwanted."""
+    import numpy as np
+
+    from service.applications import topics as finding
+
+    if method == "kmeans" and picture is None:
+        return [], np.empty((0, 2))
+    rows = np.arange(len(vectors))
+    if len(rows) > finding.PLANE_ROWS_MAX:
+        if method == "density":
+            return [], np.empty((len(rows), 2))
+        rows = np.sort(np.random.default_rng(finding.SEED).permutation(len(rows))[: finding.PLANE_ROWS_MAX])
+    return rows.tolist(), finding.lay_out(np.ascontiguousarray(vectors[rows]))
 
 
 def _write_topics(path: Path, texts: Texts, numbers: list[int], topics: list[Topic]) -> None:

@@ -12,15 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
-from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 
-from service.applications.neighbours import Vectors
-from service.applications.topics import NOISE, SEED, Numbers, Topic
+from service.applications.topics import NOISE, Numbers, Places, Topic
 from service.errors import InvalidInput
 
-# More points are neither seen apart nor laid out in a minute.
-POINTS_MAX = 8000
 LABELS_MAX = 24
 # Told apart by colour-blind readers too: Okabe and Ito's, then Tol's muted ones.
 COLOURS = (
@@ -46,12 +41,8 @@ def check_ending(path: Path) -> None:
         raise InvalidInput(f"{path}: a map is written as {', '.join(ENDINGS)}; end its name so")
 
 
-def draw_map(path: Path, vectors: Vectors, numbers: Numbers, topics: Sequence[Topic], title: str) -> None:
-    """Write the map; the same vectors give the same picture. Of more than POINTS_MAX texts a sample is drawn."""
-    rows = np.arange(len(vectors))
-    if len(rows) > POINTS_MAX:
-        rows = np.sort(np.random.default_rng(SEED).permutation(len(rows))[:POINTS_MAX])
-    places = lay_out(np.ascontiguousarray(vectors[rows]))
+def draw_map(path: Path, places: Places, numbers: Numbers, topics: Sequence[Topic], title: str) -> None:
+    """Write the map: a point a text, [N, 2], in the colour of its topic, [N]. The same places give the same bytes."""
     there = {font.name for font in fontManager.ttflist}
     style = {
         "svg.hashsalt": "me5",
@@ -65,24 +56,14 @@ def draw_map(path: Path, vectors: Vectors, numbers: Numbers, topics: Sequence[To
         figure = Figure(figsize=(11, 8), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        _points(axes, places, numbers[rows])
-        _labels(axes, places, numbers[rows], topics)
+        _points(axes, places, numbers)
+        _labels(axes, places, numbers, topics)
         axes.set_axis_off()
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def lay_out(vectors: Vectors) -> NDArray[np.float64]:
-    """A place in the plane for each row of [N, D], [N, 2]: t-SNE, which keeps neighbours together."""
-    if len(vectors) < 4:
-        return np.stack([np.arange(len(vectors)), np.zeros(len(vectors))], axis=1)
-    # Its default of 30 neighbours, or a third of what there is.
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    layout = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=SEED, n_jobs=-1)
-    return np.asarray(layout.fit_transform(vectors), dtype=np.float64)
-
-
-def _points(axes: Axes, places: NDArray[np.float64], numbers: Numbers) -> None:
+def _points(axes: Axes, places: Places, numbers: Numbers) -> None:
     size = float(np.clip(16_000 / len(places), 4, 60))
     # One call a topic, so that a reader can pick it apart in the SVG; noise lies at the bottom.
     for number in range(NOISE, int(numbers.max()) + 1):
@@ -99,7 +80,7 @@ def _points(axes: Axes, places: NDArray[np.float64], numbers: Numbers) -> None:
         )
 
 
-def _labels(axes: Axes, places: NDArray[np.float64], numbers: Numbers, topics: Sequence[Topic]) -> None:
+def _labels(axes: Axes, places: Places, numbers: Numbers, topics: Sequence[Topic]) -> None:
     halo = [patheffects.withStroke(linewidth=3, foreground="white")]
     for topic in topics[:LABELS_MAX]:
         chosen = places[numbers == topic.number]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import py3langid
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.cluster import HDBSCAN
-from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
 from service.applications.neighbours import Vectors, clusters
@@ -19,17 +21,19 @@ from service.errors import InvalidInput
 
 Method = Literal["kmeans", "density"]
 Numbers = NDArray[np.int64]
+# Places in the plane, float64[N, 2].
+Places = NDArray[np.float64]
 NOISE = -1
 SEED = 0
 # Numbers of topics that are tried where none is asked for.
 COUNTS = (4, 6, 8, 10, 12, 16, 20, 25, 30, 40)
 # Rows by which the number of topics is judged: it takes all distances among them.
 JUDGED_ROWS = 3000
-# HDBSCAN takes time by the square in so many dimensions as vectors have; what tells topics apart is in the first few.
-DENSITY_ROWS_MAX, DENSITY_DIMENSIONS = 30_000, 15
-WORDS = 5
-# Of the words of one script, so that a topic in ten languages is not labelled in one alone.
-EXAMPLES = 3
+# The plane's layout takes about a minute for so many on two cores.
+PLANE_ROWS_MAX = 8000
+WORDS = 6
+# The mean of fewer texts is more their topics than their language.
+LANGUAGE_TEXTS_MIN = 10
 
 
 @dataclass(frozen=True)
@@ -46,38 +50,45 @@ class Topic:
         return ", ".join(self.words)
 
 
+def languages_of(texts: Sequence[str]) -> list[str]:
+    """The language of each text, guessed from its letters by py3langid: ISO 639-1 codes."""
+    return [str(py3langid.classify(text)[0]) for text in texts]
+
+
 def centred(vectors: Vectors, languages: Sequence[str]) -> Vectors:
     """Vectors [N, D] less the mean of their language's, of length one again.
 
-    What all texts of a language share is the language: without it, texts of one topic lie closer across languages.
+    What all texts of a language share is the language, and without it texts of one topic lie closer across languages:
+    of the 240 paragraphs of XQuAD in eight languages, in 48 topics, 84 % of a paragraph's translations come into one
+    topic, and 47 % otherwise (me5_nano). Languages with few texts share one mean.
     """
+    counts = Counter(languages)
+    kinds = np.asarray([language if counts[language] >= LANGUAGE_TEXTS_MIN else "" for language in languages])
     found = np.array(vectors)
-    kinds, inverse = np.unique(np.asarray(languages), return_inverse=True)
-    for kind in range(len(kinds)):
-        rows = inverse == kind
+    for kind in np.unique(kinds):
+        rows = kinds == kind
         found[rows] -= found[rows].mean(axis=0)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    # A language with one text is its own mean.
+    # A text that is its own mean keeps the vector it had.
     return np.where(lengths > 1e-6, found / np.maximum(lengths, 1e-6), vectors).astype(np.float32)
 
 
-def find_topics(vectors: Vectors, method: Method, count: int | None, least_texts: int) -> Numbers:
-    """The topic of each row of [N, D], int64[N]; NOISE where it has none. The largest topic is number 0.
+def lay_out(vectors: Vectors) -> Places:
+    """A place in the plane for each row of [N, D]: t-SNE, which keeps neighbours together. The same rows, the same."""
+    if len(vectors) < 4:
+        return np.stack([np.arange(len(vectors)), np.zeros(len(vectors))], axis=1)
+    # Its default of 30 neighbours, or a third of what there is.
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    layout = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=SEED, n_jobs=-1)
+    return np.asarray(layout.fit_transform(vectors), dtype=np.float64)
 
-    count: of topics for "kmeans"; None takes the one of COUNTS with the best silhouette.   least_texts: a topic of
-    "density" has at least so many. Raises InvalidInput where there are fewer texts than that takes.
+
+def by_kmeans(vectors: Vectors, count: int | None) -> Numbers:
+    """The topic of each row of [N, D], int64[N], the largest topic first; by spherical k-means.
+
+    count: of topics; None takes the one of COUNTS with the best silhouette. Raises InvalidInput for too few texts.
     """
     rows = len(vectors)
-    if method == "density":
-        if rows > DENSITY_ROWS_MAX:
-            raise InvalidInput(
-                f"{rows} texts, and topics by density are found among {DENSITY_ROWS_MAX} at most; use --method kmeans"
-            )
-        if not 2 <= least_texts <= rows:
-            raise InvalidInput(f"--least-texts {least_texts}: it must be from 2 to the number of texts, {rows}")
-        flat = PCA(min(DENSITY_DIMENSIONS, *vectors.shape), random_state=SEED).fit_transform(vectors)
-        found = HDBSCAN(min_cluster_size=least_texts, copy=True).fit_predict(flat)
-        return by_size(np.asarray(found, dtype=np.int64))
     if count is not None:
         if not 2 <= count <= rows:
             raise InvalidInput(f"--topics {count}: it must be from 2 to the number of texts, {rows}")
@@ -85,9 +96,25 @@ def find_topics(vectors: Vectors, method: Method, count: int | None, least_texts
     tried = [clusters(vectors, count, SEED)[1] for count in COUNTS if count * 4 <= rows]
     if not tried:
         raise InvalidInput(
-            f"{rows} texts are too few to find topics in; {4 * COUNTS[0]} are the least, or say --topics"
+            f"{rows} texts are too few to find the number of topics by; {4 * COUNTS[0]} are the least, or say --topics"
         )
     return by_size(max(tried, key=lambda numbers: _silhouette(vectors, numbers)))
+
+
+def by_density(places: Places, least_texts: int) -> Numbers:
+    """The topic of each place [N, 2], NOISE for those that lie apart: HDBSCAN over the plane of `lay_out`.
+
+    Over the vectors themselves it finds nothing: in hundreds of dimensions all distances are alike.
+    """
+    rows = len(places)
+    if rows > PLANE_ROWS_MAX:
+        raise InvalidInput(f"{rows} texts: by density it takes {PLANE_ROWS_MAX} at most; use --method kmeans")
+    if not 2 <= least_texts <= rows:
+        raise InvalidInput(f"--least-texts {least_texts}: it must be from 2 to the number of texts, {rows}")
+    found = by_size(np.asarray(HDBSCAN(min_cluster_size=least_texts, copy=True).fit_predict(places), dtype=np.int64))
+    if found.max() == NOISE:
+        raise InvalidInput(f"no topic of {least_texts} texts or more stands out; give a smaller --least-texts")
+    return found
 
 
 def _silhouette(vectors: Vectors, numbers: Numbers) -> float:
@@ -117,11 +144,11 @@ def describe(vectors: Vectors, numbers: Numbers, words: Sequence[Sequence[str]])
 
 
 def characteristic_words(words: Sequence[Sequence[str]], numbers: Numbers, count: int) -> list[list[str]]:
-    """For each topic the words that are frequent in it and rare in the others, best first.
+    """For each topic the words that are in many of its texts and in few of the others, best first.
 
-    Class-based TF-IDF (Grootendorst 2022, "BERTopic", arXiv 2203.05794): a topic's texts are one document, and a word
-    of frequency tf in it and f in all weighs tf · log(1 + A ÷ f), A words being in a topic on average. Counted is in
-    how many texts a word is, so that one long text does not name a topic.
+    As in class-based TF-IDF (Grootendorst 2022, "BERTopic", arXiv 2203.05794) a topic's texts are one document. A word
+    in a share p of them and q of all others weighs p · log(p ÷ q), its part of the Kullback-Leibler divergence: that
+    of a word which is everywhere is 0, so no language needs a list of stop words.
     """
     counter = CountVectorizer(analyzer=list, binary=True, dtype=np.float64)
     try:
@@ -132,17 +159,16 @@ def characteristic_words(words: Sequence[Sequence[str]], numbers: Numbers, count
     kept = np.flatnonzero(numbers != NOISE)
     members = csr_array((np.ones(len(kept)), (numbers[kept], kept)), shape=(count, len(words)))
     by_topic = (members @ by_text).tocsr()
-    total = np.asarray(by_topic.sum(axis=0)).ravel()
-    usual = by_topic.sum() / count
-    share = np.asarray(by_topic.sum(axis=1)).ravel()
+    everywhere = np.asarray(by_text.sum(axis=0)).ravel()
+    sizes = np.bincount(numbers[kept], minlength=count)
     names = counter.get_feature_names_out()
     found = []
     for topic in range(count):
         row = by_topic[[topic], :].tocoo()
-        columns = row.coords[1]
-        weights = row.data / max(share[topic], 1) * np.log1p(usual / total[columns])
-        # A word of one text says nothing of the topic, unless there is no other.
-        weights = np.where(row.data > 1, weights, weights * 1e-6)
-        best = np.lexsort((names[columns], -weights))[:WORDS]
+        columns, there = row.coords[1], row.data
+        # Half a text more: a word that the others lack altogether is not infinitely telling.
+        elsewhere = (everywhere[columns] - there + 0.5) / (len(words) - sizes[topic] + 1)
+        share = there / sizes[topic]
+        best = np.lexsort((names[columns], -share * np.log(share / elsewhere)))[:WORDS]
         found.append([str(name) for name in names[columns[best]]])
     return found
