@@ -27,8 +27,12 @@ def sides(seed: int, rows: int = 300, noise: float = 1.2, extra: int = 0) -> tup
     sources = rng.standard_normal((rows, 48)).astype(np.float32)
     # A shift that all share: some hubs are near to everything, as in real vectors.
     shift = rng.standard_normal(48).astype(np.float32)
-    targets = np.concatenate([sources + noise * rng.standard_normal(sources.shape).astype(np.float32),
-                              rng.standard_normal((extra, 48)).astype(np.float32)])
+    targets = np.concatenate(
+        [
+            sources + noise * rng.standard_normal(sources.shape).astype(np.float32),
+            rng.standard_normal((extra, 48)).astype(np.float32),
+        ]
+    )
     return l2_normalize(sources + shift), l2_normalize(targets.astype(np.float32) + shift)
 
 
@@ -187,5 +191,7 @@ def test_vectors_of_other_lengths_and_types_are_brought_to_length_one(
         arguments = ["--source-vectors", str(tmp_path / "a.npy"), "--target-vectors", str(tmp_path / "b.npy")]
         done = CLI.invoke(app, ["mine", str(source), str(target), *arguments, "--to", str(tmp_path / "out.tsv")])
         assert done.exit_code == 0, done.output
-        answers.append({tuple(line.split("\t")[1:3]) for line in (tmp_path / "out.tsv").read_text("utf-8").splitlines()})
+        answers.append(
+            {tuple(line.split("\t")[1:3]) for line in (tmp_path / "out.tsv").read_text("utf-8").splitlines()}
+        )
     assert answers[0] == answers[1]

@@ -185,6 +185,6 @@ def _print(question: str, hits: list[Hit], *, as_json: bool, named: bool) -> Non
         print(f"# {question}")
     for rank, hit in enumerate(hits, 1):
         text = " ".join(hit.passage.text.split())
-        print(
-            f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + '…'}"
-        )
+        if len(text) > SHOWN_CHARS:
+            text = text[: SHOWN_CHARS - 1] + "…"
+        print(f"{rank:2}  {hit.score:.4f}  {hit.passage.id}  {text}")
