@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,9 +124,14 @@ async def _embed_into(filling: Filling, records: Iterator[Record]) -> None:
     from service.applications.texts import embed
     from service.ready import opened
 
+    parts = ((start, part, filling.wanted(part)) for start, part in enumerate_parts(records))
+    # Looked at before the model is opened: what is wrong with a file is mostly wrong with its first lines.
+    first = next(parts, None)
+    if first is None:
+        return
     async with opened(load_settings()) as embedder:
-        for start, part in enumerate_parts(records):
-            if wanted := filling.wanted(part):
+        for start, part, wanted in chain([first], parts):
+            if wanted:
                 texts = [part[place].text for place in wanted]
                 filling.store(part, wanted, await embed(embedder, texts, "passage", f"from passage {start}"))
 
@@ -142,7 +147,7 @@ def search(
     with extra("search"):
         from service.applications.searching import Searcher
     from service.applications.passage_index import PassageIndex
-    from service.applications.words import words_of
+    from service.applications.words import pieces_of
     from service.model import read_model
     from service.ready import opened
 
@@ -162,7 +167,7 @@ def search(
             for start in range(0, len(asked), PART):
                 part = asked[start : start + PART]
                 vectors = await _question_vectors(embedder, part)
-                words = list(words_of(model.tokenizer, part)) if hybrid else [[] for _ in part]
+                words = list(pieces_of(model.tokenizer, part)) if hybrid else [[] for _ in part]
                 for question, hits in zip(part, searcher.search(vectors, words, count), strict=True):
                     _print(question, hits, as_json=as_json, named=len(asked) > 1)
 
