@@ -45,7 +45,7 @@ class Embedded:
 
     def __init__(self, embedder: Embedder, wish: Wish) -> None:
         """Raises InvalidInput where the model can't do what is wished for."""
-        self._embedder, self._model, self._wish = embedder, embedder.model, wish
+        self._embedder, self._model, self.wish = embedder, embedder.model, wish
         settings, spec, host = embedder.settings, embedder.model.spec, self._host()
         if wish.dimensions is not None and not 0 < wish.dimensions <= spec.dimension:
             raise InvalidInput(f"dimensions {wish.dimensions}: this model has 1 to {spec.dimension}")
@@ -71,7 +71,7 @@ class Embedded:
         if not host.remote:
             engine: EngineName = "onnx" if host.name == "onnx" else "openvino"
             graph = graph_file(self._model.folder, spec, engine, host.precision).name
-        prefix = spec.prompts.prefix(self._wish.role, self._wish.instruction, self._wish.role_name)
+        prefix = spec.prompts.prefix(self.wish.role, self.wish.instruction, self.wish.role_name)
         return {
             "name": spec.name,
             "version": self._model.version,
@@ -80,7 +80,7 @@ class Embedded:
             "tokenizer_sha256": spec.files.get(TOKENIZER_FILE),
             "prompt": prefix,
             "dimension": self.dimension,
-            "int8_scale": self.scale if self._wish.dtype == "int8" else None,
+            "int8_scale": self.scale if self.wish.dtype == "int8" else None,
             "engine": host.name,
             "precision": host.precision,
             "device": host.device,
@@ -92,7 +92,7 @@ class Embedded:
 
     def prepare(self, records: Sequence[Record], *, keep_text: bool) -> list[Prepared | BadRecord]:
         """As Vectorizer says."""
-        wish, spec = self._wish, self._model.spec
+        wish, spec = self.wish, self._model.spec
         texts = [
             format_text(record.text, spec.prompts, wish.role, instruction=wish.instruction, input_type=wish.role_name)
             for record in records
@@ -119,8 +119,8 @@ class Embedded:
             self._lanes.append(lane)
         if not np.isfinite(vectors).all():
             raise EngineFailed(f"the engine gave a vector that is not finite, near line {batch[0].line}")
-        wished = shape(vectors, Ask([], dimensions=self._wish.dimensions))
-        return Computed(convert(wished, self._wish.dtype, self.scale), sum(item.tokens for item in batch))
+        wished = shape(vectors, Ask([], dimensions=self.wish.dimensions))
+        return Computed(convert(wished, self.wish.dtype, self.scale), sum(item.tokens for item in batch))
 
     async def _compute(self, rows: list[NDArray[np.int32]], lane: Lane) -> NDArray[np.float32]:
         for left in reversed(range(TRIES)):
