@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -162,5 +163,8 @@ def differences(before: object, now: object, name: str = "") -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    there = {item.metadata["Name"].lower(): item.version for item in importlib.metadata.distributions()}
-    return {name: there[name] for name in _PACKAGES if name in there}
+    found = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
