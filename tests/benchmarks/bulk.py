@@ -176,8 +176,8 @@ async def compare(texts: Sequence[str], rounds: int, folder: Path) -> None:
             cpu.append(raw.cpu_s / job.cpu_s)
             alone_per_s, job_per_s = len(piece) / raw.wall_s, len(piece) / job.wall_s
             print(
-                f"  piece {number}: texts a second {alone_per_s:5.0f} alone, {job_per_s:5.0f} job, {wall[-1]:.3f}; a CPU "
-                f"second {len(piece) / raw.cpu_s:5.0f} alone, {len(piece) / job.cpu_s:5.0f} job, {cpu[-1]:.3f}",
+                f"  piece {number}: texts a second {alone_per_s:5.0f} alone, {job_per_s:5.0f} job, {wall[-1]:.3f}; a "
+                f"CPU second {len(piece) / raw.cpu_s:5.0f} alone, {len(piece) / job.cpu_s:5.0f} job, {cpu[-1]:.3f}",
                 flush=True,
             )
         engine.close()
