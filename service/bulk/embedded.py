@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from service.api.encoding import convert, int8_scale
 from service.asking import Ask, shape, without_panic
@@ -35,6 +37,7 @@ CPU_BATCH_TOKENS = 1024
 REMOTE_BATCH_TOKENS = 2048
 # An engine may have been killed for somebody else's memory; a batch that it dies of each time is at fault.
 TRIES = 3
+CACHED_WORDS = 200_000
 REOPEN_WAIT_S = 120.0
 
 
@@ -45,7 +48,7 @@ class Embedded:
 
     def __init__(self, embedder: Embedder, wish: Wish) -> None:
         """Raises InvalidInput where the model can't do what is wished for."""
-        self._embedder, self._model, self._wish = embedder, embedder.model, wish
+        self._embedder, self.model, self.wish = embedder, embedder.model, wish
         settings, spec, host = embedder.settings, embedder.model.spec, self._host()
         if wish.dimensions is not None and not 0 < wish.dimensions <= spec.dimension:
             raise InvalidInput(f"dimensions {wish.dimensions}: this model has 1 to {spec.dimension}")
@@ -55,32 +58,33 @@ class Embedded:
         ours = REMOTE_BATCH_TOKENS if host.remote else CPU_BATCH_TOKENS
         default = ours if host.remote or host.device.startswith("CPU") else GPU_BATCH_TOKENS
         self._max_tokens = settings.max_batch_tokens or default
-        golden = np.stack([item.vector for item in self._model.golden.items])
+        golden = np.stack([item.vector for item in self.model.golden.items])
         self.scale = int8_scale(golden, wish.dimensions) if wish.dtype == "int8" else 1.0
         self.dimension = wish.dimensions or spec.dimension
         # The slots of both lanes lead to the same engine: while it computes as many batches as it has streams, as many
         # wait at its door, so that it never waits for this process.
         lanes: Sequence[Lane] = ("bulk",) if host.remote else LANES
+        _tokenize_beside_the_engine(self.model.tokenizer, on_cpu=host.device.startswith("CPU") and not host.remote)
         self._lanes = [lane for lane in lanes for _ in range(host.streams)]
         self.in_flight = len(self._lanes)
 
     def about(self) -> Mapping[str, object]:
         """As Vectorizer says."""
-        spec, host = self._model.spec, self._host()
+        spec, host = self.model.spec, self._host()
         graph = MODEL_FILE
         if not host.remote:
             engine: EngineName = "onnx" if host.name == "onnx" else "openvino"
-            graph = graph_file(self._model.folder, spec, engine, host.precision).name
-        prefix = spec.prompts.prefix(self._wish.role, self._wish.instruction, self._wish.role_name)
+            graph = graph_file(self.model.folder, spec, engine, host.precision).name
+        prefix = spec.prompts.prefix(self.wish.role, self.wish.instruction, self.wish.role_name)
         return {
             "name": spec.name,
-            "version": self._model.version,
+            "version": self.model.version,
             "source": spec.source,
             "graph_sha256": spec.files.get(graph),
             "tokenizer_sha256": spec.files.get(TOKENIZER_FILE),
             "prompt": prefix,
             "dimension": self.dimension,
-            "int8_scale": self.scale if self._wish.dtype == "int8" else None,
+            "int8_scale": self.scale if self.wish.dtype == "int8" else None,
             "engine": host.name,
             "precision": host.precision,
             "device": host.device,
@@ -92,7 +96,7 @@ class Embedded:
 
     def prepare(self, records: Sequence[Record], *, keep_text: bool) -> list[Prepared | BadRecord]:
         """As Vectorizer says."""
-        wish, spec = self._wish, self._model.spec
+        wish, spec = self.wish, self.model.spec
         texts = [
             format_text(record.text, spec.prompts, wish.role, instruction=wish.instruction, input_type=wish.role_name)
             for record in records
@@ -119,8 +123,8 @@ class Embedded:
             self._lanes.append(lane)
         if not np.isfinite(vectors).all():
             raise EngineFailed(f"the engine gave a vector that is not finite, near line {batch[0].line}")
-        wished = shape(vectors, Ask([], dimensions=self._wish.dimensions))
-        return Computed(convert(wished, self._wish.dtype, self.scale), sum(item.tokens for item in batch))
+        wished = shape(vectors, Ask([], dimensions=self.wish.dimensions))
+        return Computed(convert(wished, self.wish.dtype, self.scale), sum(item.tokens for item in batch))
 
     async def _compute(self, rows: list[NDArray[np.int32]], lane: Lane) -> NDArray[np.float32]:
         for left in reversed(range(TRIES)):
@@ -149,7 +153,7 @@ class Embedded:
             raise EngineLost(f"the engine was lost and not opened again in {REOPEN_WAIT_S:g} s") from error
 
     def _tokenize(self, texts: Sequence[PromptedText]) -> list[Tokens]:
-        return without_panic(lambda: tokenize(self._model.tokenizer, texts, self._model.spec.max_tokens))
+        return without_panic(lambda: tokenize(self.model.tokenizer, texts, self.model.spec.max_tokens))
 
     def _threads(self) -> int:
         return self._embedder.settings.threads or usable_cores()
@@ -158,3 +162,17 @@ class Embedded:
         host = self._embedder.engine
         assert host is not None
         return host
+
+
+def _tokenize_beside_the_engine(tokenizer: Tokenizer, *, on_cpu: bool) -> None:
+    """Have texts tokenised with the least CPU time where the engine takes every core, else as fast as may be."""
+    if on_cpu:
+        # Read by the library at every batch. One thread tokenises ten times what the engine computes; more of them
+        # would only look for work in each other's queues: 141 in place of 156 µs a text, all that a job does counted.
+        os.putenv("TOKENIZERS_PARALLELISM", "false")
+    # Of words whose tokens are known already; the library's own 10,000 are for one text at a time. 93 in place of
+    # 115 µs a text in many languages. There is no public name for it.
+    words = tokenizer.model
+    if hasattr(words, "_resize_cache"):
+        words._resize_cache(CACHED_WORDS)
+        tokenizer.model = words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,8 +20,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # What a file of vectors may say of a text besides its id.
 Column = Literal["text", "tokens", "truncated"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
-# Enough texts that batches of neighbours in length have little padding: 0.5 % less would be gained by sorting 200,000.
-WINDOW = 8192
+# What is lost by a kill at most, twice; and enough texts that neighbours in length have little padding: 3.9 % of the
+# tokens in OpenVINO's shapes, where 8192 would leave 3.4, 2048 5.2, and all of 20,000 texts sorted at once 3.0.
+WINDOW = 4096
 # All there are: what passing over records stops at is their end.
 _ALL = 1 << 62
 
@@ -161,5 +163,8 @@ def differences(before: object, now: object, name: str = "") -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    there = {item.metadata["Name"].lower(): item.version for item in importlib.metadata.distributions()}
-    return {name: there[name] for name in _PACKAGES if name in there}
+    found = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

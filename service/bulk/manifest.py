@@ -72,9 +72,11 @@ def manifest_file(target: Path) -> Path:
     return target.with_name(f"{target.name}.manifest.json")
 
 
-def manifest_of(target: Path, identity: Mapping[str, object], name: str, figures: Tally, *, exact: bool) -> Json:
-    """The manifest of a file that is whole. name: the input's."""
-    seconds = sum(figures.seconds.values())
+def manifest_of(
+    target: Path, identity: Mapping[str, object], name: str, figures: Tally, *, exact: bool, joining_s: float
+) -> Json:
+    """The manifest of a file that is whole. name: the input's.   joining_s: what it took to make one file of parts."""
+    seconds = sum(figures.seconds.values()) + joining_s
     return {
         "format": FORMAT,
         "file": target.name,

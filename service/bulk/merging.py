@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -54,6 +55,7 @@ def _merge(output: Path, files: Sequence[Path], manifests: Sequence[Json], ident
         for path, manifest in zip(files, manifests, strict=True):
             yield from read_windows(path, layout_of(identity, cast(int, manifest["rows"])))
 
+    started = time.monotonic()
     write_output(output, layout_of(identity, figures.texts), tables())
     manifest = manifest_of(
         output,
@@ -61,6 +63,7 @@ def _merge(output: Path, files: Sequence[Path], manifests: Sequence[Json], ident
         str(manifests[0]["input_name"]),
         figures,
         exact=all(bool(manifest["exact"]) for manifest in manifests),
+        joining_s=time.monotonic() - started,
     )
     write_manifest(output, manifest)
     return manifest

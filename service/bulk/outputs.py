@@ -57,7 +57,8 @@ class Layout:
 
 def table_of(layout: Layout, ids: list[str], vectors: Vectors, columns: Mapping[Column, Sequence[object]]) -> pa.Table:
     """A window's rows. vectors: [N, D] in the layout's type."""
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), _ARROW[layout.dtype])
+    memory = pa.py_buffer(np.ascontiguousarray(vectors))
+    flat = pa.Array.from_buffers(_ARROW[layout.dtype], vectors.size, [None, memory])
     arrays = [pa.array(ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, layout.dimension)]
     arrays += [pa.array(columns[name], _COLUMNS[name]) for name in layout.columns]
     return pa.Table.from_arrays(arrays, schema=layout.schema())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ def _finish(plan: Plan, parts: Parts) -> Json:
         for number in numbers:
             yield parts.read(number)
 
+    started = time.monotonic()
     write_output(target, layout_of(plan.identity, figures.texts), tables())
-    manifest = manifest_of(target, plan.identity, plan.source.name, figures, exact=plan.exact)
+    manifest = manifest_of(
+        target, plan.identity, plan.source.name, figures, exact=plan.exact, joining_s=time.monotonic() - started
+    )
     write_manifest(target, manifest)
     return manifest

@@ -1,4 +1,4 @@
-"""How well and how fast translations are mined: make bench-mining ME5_DATA=FOLDER.
+"""How well and how fast translations are mined: make mining-bench ME5_DATA=FOLDER.
 
 Quality: the 506 FLORES-200 sentences of a language and of English, each side hidden among distractors (sentences of the
 training pairs in that language, none of which has its translation on the other side). Half of the sentences choose the
