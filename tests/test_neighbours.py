@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from service.__main__ import app
 from service.applications.duplicates import find_groups, groups_of, joined
-from service.applications.neighbours import RECALL_MIN, nearest, pairs_within, recall_of
+from service.applications.neighbours import RECALL_MIN, nearest, pairs_in_cells, pairs_within, recall_of
 from service.recipe.pooling import l2_normalize
 
 CLI = CliRunner()
@@ -74,6 +74,16 @@ def test_pairs_within_are_found_once_however_the_rows_are_cut(piece_rows: int, b
     # Products within a rounding of the threshold may fall on either side.
     assert {pair for pair in set(found) ^ expected if abs(products[pair] - 0.6) > 1e-5} == set()
     assert len(expected) > 50
+
+
+def test_pairs_in_cells_are_nearly_all_and_no_others() -> None:
+    rows = vectors(7, 6000)
+    exact, cells = (
+        {(int(a), int(b)) for part in found for a, b in zip(*part, strict=True)}
+        for found in (pairs_within(rows, 0.75), pairs_in_cells(rows, 0.75))
+    )
+    assert cells <= exact
+    assert len(cells) >= 0.97 * len(exact) > 100
 
 
 @pytest.mark.parametrize("most_held", [1, 10, 10_000])

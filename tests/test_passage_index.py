@@ -162,7 +162,7 @@ def test_words_find_what_vectors_miss(tmp_path: Path, model: Model, tokenizer: T
     searcher = Searcher(PassageIndex.open(tmp_path), hybrid=True)
     # Its vector points away from passage 33.
     asked = -vectors[33:34]
-    assert searcher.search(asked, [list(pieces_of(tokenizer, ["Xylophones?"]))[0]], 3)[0][0].passage.id == "33"
+    assert searcher.search(asked, [next(pieces_of(tokenizer, ["Xylophones?"]))], 3)[0][0].passage.id == "33"
     assert searcher.search(asked, [[]], 3)[0][0].passage.id != "33"
     with pytest.raises(IndexUnusable, match="has no words"):
         Searcher(PassageIndex(tmp_path, replace(PassageIndex.open(tmp_path).manifest, words=None)), hybrid=True)

@@ -59,6 +59,9 @@ def dedup(
     keep: Annotated[
         Literal["first", "longest"], typer.Option(help="which text of a group stays: the first, or the longest")
     ] = "first",
+    how: Annotated[
+        Literal["auto", "exact", "cells"], typer.Option("--index", help="exact, or cells for more than 200,000")
+    ] = "auto",
     to: Annotated[Path | None, typer.Option(help="where the texts that stay are written: .txt or .jsonl")] = None,
     vectors: VectorsFile = None,
     text_field: TextField = "text",
@@ -82,7 +85,7 @@ def dedup(
     found = embed_files(load_settings(), [texts], "similarity", [vectors])[0]
     firsts, places = texts.distinct()
     # Of equal texts one is compared: a file of one line a million times is one text.
-    numbers = find_groups(found if len(firsts) == len(found) else found[firsts], threshold)[places]
+    numbers = find_groups(found if len(firsts) == len(found) else found[firsts], threshold, how)[places]
     groups = groups_of(numbers, texts.texts, keep)
     write_table(
         sys.stdout,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from service.applications.neighbours import Vectors, pairs_within
+from service.applications.neighbours import EXACT_ROWS_MAX, How, Vectors, pairs_in_cells, pairs_within
 
 Keep = Literal["first", "longest"]
 Numbers = NDArray[np.int64]
@@ -28,9 +28,10 @@ class Group:
     rows: list[int]
 
 
-def find_groups(vectors: Vectors, least: float) -> Numbers:
+def find_groups(vectors: Vectors, least: float, how: How = "auto") -> Numbers:
     """For each row of [N, D] the number of its group, int64[N]: rows that a chain of products above `least` joins."""
-    return joined(pairs_within(vectors, least), len(vectors))
+    exact = how == "exact" or (how == "auto" and len(vectors) <= EXACT_ROWS_MAX)
+    return joined(pairs_within(vectors, least) if exact else pairs_in_cells(vectors, least), len(vectors))
 
 
 def joined(pairs: Iterable[tuple[Numbers, Numbers]], rows: int, *, most_held: int = PAIRS_HELD) -> Numbers:

@@ -23,6 +23,7 @@ SAMPLE_QUERIES = 1000
 TRAINING_ROWS_A_CELL = 64
 # What a range search holds at worst: both numbers' product of hits, 12 bytes each.
 RANGE_QUERIES, RANGE_ROWS = 256, 65_536
+CELL_QUERIES = 64
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,23 @@ def pairs_within(
             higher = numbers + first
             kept = lower < higher
             yield lower[kept], higher[kept]
+
+
+def pairs_in_cells(vectors: Vectors, least: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """As pairs_within, for too many rows to compare all: those that share cells, or lie in neighbouring ones.
+
+    So many cells are looked into that RECALL_MIN of the four nearest rows are found; pairs near the threshold of a low
+    one may be missed. A copy of the vectors is held, and at worst CELL_QUERIES times N pairs.
+    """
+    index = cells_of(vectors)
+    open_cells(index, vectors, vectors, 4)
+    for start in range(0, len(vectors), CELL_QUERIES):
+        block = np.ascontiguousarray(vectors[start : start + CELL_QUERIES])
+        ends, _, numbers = index.range_search(block, least)
+        lower = np.repeat(np.arange(start, start + len(block)), ends[1:].astype(np.int64) - ends[:-1].astype(np.int64))
+        # From both sides each pair is found once or twice; once is enough.
+        first, second = np.minimum(lower, numbers), np.maximum(lower, numbers)
+        yield first[first < second], second[first < second]
 
 
 def clusters(vectors: Vectors, count: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:
