@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 from service.__main__ import app
 from service.applications.duplicates import find_groups, groups_of, joined
 from service.applications.neighbours import RECALL_MIN, nearest, pairs_in_cells, pairs_within, recall_of
+from service.applications.origins import check_alike, check_model
+from service.errors import InvalidInput
 from service.recipe.pooling import l2_normalize
+from service.recipe.spec import ModelSpec
 
 CLI = CliRunner()
 
@@ -150,3 +153,59 @@ def test_what_can_not_be_deduplicated_is_refused_in_a_sentence(arguments: list[s
     done = CLI.invoke(app, ["dedup", str(source), *arguments])
     assert done.exit_code == 2
     assert says in done.output
+
+
+def test_vectors_that_embed_wrote_give_what_the_texts_give(tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(SENTENCES["en"] + SENTENCES["de"]), encoding="utf-8")
+    asked = ["dedup", str(source), "--threshold", "0.6"]
+    tables = [CLI.invoke(app, asked).stdout]
+    for name in ("v.npy", "v.parquet"):
+        done = CLI.invoke(
+            app,
+            [
+                "embed",
+                "--input",
+                str(source),
+                "--output",
+                str(tmp_path / name),
+                "--role",
+                "query",
+                "--dtype",
+                "float16",
+            ],
+        )
+        assert done.exit_code == 0, done.output
+        tables.append(CLI.invoke(app, [*asked, "--vectors", str(tmp_path / name)]).stdout)
+    groups = [
+        [line.split("\t")[:2] + line.split("\t")[3:] for line in table.splitlines() if line.count("\t") == 5]
+        for table in tables
+    ]
+    # float16 and batches of other lengths move a cosine by less than 0.01; none is that near to the threshold here.
+    assert groups[0] == groups[1] == groups[2]
+    assert len(groups[0]) > 10
+    refused = CLI.invoke(app, ["index", str(source), "--to", str(tmp_path / "i"), "--vectors", str(tmp_path / "v.npy")])
+    assert refused.exit_code == 2
+    assert "was embedded with --role query; this takes vectors of --role passage" in refused.output
+
+
+def manifest(path: Path, role: str, source: str) -> Path:
+    """A vectors file's manifest, with what is read of it."""
+    model = {"name": "m", "version": "1", "source": source, "tokenizer_sha256": "0"}
+    path.with_name(f"{path.name}.manifest.json").write_text(json.dumps({"job": {"role": role, "model": model}}))
+    return path
+
+
+def test_vectors_of_another_model_are_refused(tmp_path: Path, spec: ModelSpec) -> None:
+    one, other, unknown = (tmp_path / name for name in ("a.npy", "b.npy", "c.npy"))
+    manifest(one, "query", "x")
+    manifest(other, "query", "y")
+    with pytest.raises(InvalidInput, match="two|can't be compared"):
+        check_alike(one, other)
+    with pytest.raises(InvalidInput, match="set ME5_MODEL=m/1"):
+        check_model(one, spec)
+    check_alike(one, unknown)
+    check_model(unknown, spec)
+    (tmp_path / "c.npy.manifest.json").write_text("[]")
+    with pytest.raises(InvalidInput, match="can't read"):
+        check_model(unknown, spec)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.applications.mining import Margin, Pairs, Retrieval, best_threshold, mine, quality
 from service.applications.neighbours import How, nearest
+from service.applications.origins import check_alike
 from service.applications.texts import Texts, embed_files, note, read_texts
 from service.applications.writing import open_output, write_table
 from service.bulk.records import Fields
@@ -55,6 +56,8 @@ def mine_files(
 ) -> None:
     """Mine the sentences of two files and write the pairs. read: the field of the text, and the files' format."""
     gold = None if asked.gold is None else read_gold(asked.gold)
+    if vectors[0] is not None and vectors[1] is not None:
+        check_alike(vectors[0], vectors[1])
     files = [read_texts(name, Fields(read[0]), read[1]) for name in names]
     found = embed_files(settings, files, "similarity", vectors)
     distinct = [item.distinct() for item in files]

@@ -45,6 +45,7 @@ def index(
     """Put passages into a search index, or add them to it."""
     with extra("search"):
         from service.applications.searching import kind_for, with_nearest, with_words
+    from service.applications.origins import check_model
     from service.applications.passage_index import adding, publish
     from service.applications.texts import note, read_texts, read_vectors, records_of
     from service.bulk.records import Fields
@@ -53,7 +54,9 @@ def index(
     settings = load_settings()
     model = read_model(settings.model, settings.model_repo)
     fields = Fields(text_field, id_field, title_field)
-    ready = None if vectors is None else read_vectors(vectors, read_texts(file, fields, form))
+    ready = None if vectors is None else read_vectors(vectors, read_texts(file, fields, form), "passage")
+    if vectors is not None:
+        check_model(vectors, model.spec)
     if ready is not None and ready.shape[1] != model.spec.dimension:
         raise InvalidInput(f"{vectors} has {ready.shape[1]} components, {model.spec.name} gives {model.spec.dimension}")
     records = records_of(file, fields, form)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from service.applications.origins import check_role
 from service.asking import Ask
 from service.bulk.reading import open_records
 from service.bulk.records import BadRecord, Fields, Record
 from service.errors import InvalidInput
 from service.ready import opened
 from service.recipe.pooling import l2_normalize
-from service.recipe.prompts import InputType, role_of
+from service.recipe.prompts import InputType, Role, role_of
 
 if TYPE_CHECKING:
     from service.embedder import Embedder
@@ -77,7 +78,7 @@ def embed_files(
 
     What is computed lies in a file of the temporary folder that is gone with this process.
     """
-    read = [read_vectors(path, item) if path else None for item, path in zip(files, vectors, strict=True)]
+    read = [read_vectors(path, item, role_of(use)) if path else None for item, path in zip(files, vectors, strict=True)]
     if all(part is not None for part in read):
         return [part for part in read if part is not None]
 
@@ -103,11 +104,13 @@ async def embed(embedder: Embedder, texts: Sequence[str], use: InputType, name: 
     return found
 
 
-def read_vectors(path: Path, texts: Texts) -> Vectors:
+def read_vectors(path: Path, texts: Texts, role: Role) -> Vectors:
     """The unit vectors of a .npy or .parquet file, float32[N, D], one for each text; mapped where they can be.
 
-    Raises InvalidInput where the file is no such file, has another number of rows, or a row that is not finite or zero.
+    Raises InvalidInput where the file is no such file, has another number of rows, a row that is not finite or zero, or
+    is known to be of another role.
     """
+    check_role(path, role)
     try:
         rows = _parquet(path) if path.suffix == ".parquet" else np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
