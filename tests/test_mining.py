@@ -191,7 +191,18 @@ def test_vectors_of_other_lengths_and_types_are_brought_to_length_one(
         arguments = ["--source-vectors", str(tmp_path / "a.npy"), "--target-vectors", str(tmp_path / "b.npy")]
         done = CLI.invoke(app, ["mine", str(source), str(target), *arguments, "--to", str(tmp_path / "out.tsv")])
         assert done.exit_code == 0, done.output
+        assert "paraphrases" not in done.output
         answers.append(
             {tuple(line.split("\t")[1:3]) for line in (tmp_path / "out.tsv").read_text("utf-8").splitlines()}
         )
     assert answers[0] == answers[1]
+
+
+def test_two_files_of_one_language_are_pointed_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(SENTENCES["en"]), encoding="utf-8")
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).standard_normal((15, 8)))
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt", "a.npy", "b.npy")]
+    done = CLI.invoke(app, ["mine", *files[:2], "--source-vectors", files[2], "--target-vectors", files[3]])
+    assert done.exit_code == 0, done.output
+    assert "both files seem to be in en: what is found are paraphrases" in done.output

@@ -144,6 +144,7 @@ def cluster(
         raise InvalidInput(f"--to {to}: end its name in .tsv or .json")
     with extra("search"):
         from service.applications import topics as finding
+        from service.applications.languages import languages_of
     if picture is not None:
         with extra("plot"):
             from service.applications.topic_map import check_ending, draw_map
@@ -160,7 +161,7 @@ def cluster(
     texts = read_texts(file, Fields(text_field, id_field), form)
     languages = None if language_field is None else read_texts(file, Fields(language_field), form).texts
     found = embed_files(settings, [texts], "clustering", [vectors])[0]
-    found = finding.centred(found, languages or finding.languages_of(texts.texts))
+    found = finding.centred(found, languages or languages_of(texts.texts))
     shown, places = _plane(found, method, picture)
     numbers = finding.by_kmeans(found, topics) if method == "kmeans" else finding.by_density(places, least_texts)
     words = list(words_of(read_model(settings.model, settings.model_repo).tokenizer, texts.texts))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.applications.languages import chief_language
 from service.applications.mining import Margin, Pairs, Retrieval, best_threshold, mine, quality
 from service.applications.neighbours import How, nearest
 from service.applications.origins import check_alike
@@ -59,6 +60,9 @@ def mine_files(
     if vectors[0] is not None and vectors[1] is not None:
         check_alike(vectors[0], vectors[1])
     files = [read_texts(name, Fields(read[0]), read[1]) for name in names]
+    chief = [chief_language(item.texts) for item in files]
+    if chief[0] is not None and chief[0] == chief[1]:
+        note(f"both files seem to be in {chief[0]}: what is found are paraphrases, not translations")
     found = embed_files(settings, files, "similarity", vectors)
     distinct = [item.distinct() for item in files]
     # A sentence that is there many times would fill its own neighbourhood.

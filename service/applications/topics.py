@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import py3langid
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.cluster import HDBSCAN
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
 
 from service.applications.neighbours import Vectors, clusters
 from service.errors import InvalidInput
@@ -31,6 +31,7 @@ COUNTS = (4, 6, 8, 10, 12, 16, 20, 25, 30, 40)
 JUDGED_ROWS = 3000
 # The plane's layout takes about a minute for so many on two cores.
 PLANE_ROWS_MAX = 8000
+THREADED_ROWS = 1000
 WORDS = 6
 # The mean of fewer texts is more their topics than their language.
 LANGUAGE_TEXTS_MIN = 10
@@ -48,11 +49,6 @@ class Topic:
     def label(self) -> str:
         """Its words in one line."""
         return ", ".join(self.words)
-
-
-def languages_of(texts: Sequence[str]) -> list[str]:
-    """The language of each text, guessed from its letters by py3langid: ISO 639-1 codes."""
-    return [str(py3langid.classify(text)[0]) for text in texts]
 
 
 def centred(vectors: Vectors, languages: Sequence[str]) -> Vectors:
@@ -80,7 +76,9 @@ def lay_out(vectors: Vectors) -> Places:
     # Its default of 30 neighbours, or a third of what there is.
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     layout = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=SEED, n_jobs=-1)
-    return np.asarray(layout.fit_transform(vectors), dtype=np.float64)
+    # Threads that wait for each other at every step spend more than they save where there is little to do.
+    with threadpool_limits(1 if len(vectors) < THREADED_ROWS else None, user_api="openmp"):
+        return np.asarray(layout.fit_transform(vectors), dtype=np.float64)
 
 
 def by_kmeans(vectors: Vectors, count: int | None) -> Numbers:
