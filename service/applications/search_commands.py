@@ -47,14 +47,14 @@ def index(
         from service.applications.searching import kind_for, with_nearest, with_words
     from service.applications.origins import check_model
     from service.applications.passage_index import adding, publish
-    from service.applications.texts import note, read_texts, read_vectors, records_of
+    from service.applications.texts import check_count, note, read_vectors, records_of
     from service.bulk.records import Fields
     from service.model import read_model
 
     settings = load_settings()
     model = read_model(settings.model, settings.model_repo)
     fields = Fields(text_field, id_field, title_field)
-    ready = None if vectors is None else read_vectors(vectors, read_texts(file, fields, form), "passage")
+    ready = None if vectors is None else read_vectors(vectors, "passage")
     if vectors is not None:
         check_model(vectors, model.spec)
     if ready is not None and ready.shape[1] != model.spec.dimension:
@@ -64,11 +64,15 @@ def index(
     with adding(to, model) as addition:
         before = addition.count
         filling = Filling(addition, prefix, skip_known)
-        if ready is None:
+        if vectors is None or ready is None:
             asyncio.run(_embed_into(filling, records))
         else:
+            read = 0
             for start, part in enumerate_parts(records):
-                filling.store(part, filling.wanted(part), ready[start : start + len(part)])
+                read = start + len(part)
+                check_count(vectors, min(len(ready), read), file, read)
+                filling.store(part, filling.wanted(part), ready[start:read])
+            check_count(vectors, len(ready), file, read)
         if not addition.count:
             raise InvalidInput(f"{file} holds no text; give a file with one passage a line, or a row")
         finished = addition.finish()

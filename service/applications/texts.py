@@ -78,7 +78,10 @@ def embed_files(
 
     What is computed lies in a file of the temporary folder that is gone with this process.
     """
-    read = [read_vectors(path, item, role_of(use)) if path else None for item, path in zip(files, vectors, strict=True)]
+    read = [read_vectors(path, role_of(use)) if path else None for item, path in zip(files, vectors, strict=True)]
+    for path, part, item in zip(vectors, read, files, strict=True):
+        if path is not None and part is not None:
+            check_count(path, len(part), item.source, len(item.texts))
     if all(part is not None for part in read):
         return [part for part in read if part is not None]
 
@@ -104,11 +107,10 @@ async def embed(embedder: Embedder, texts: Sequence[str], use: InputType, name: 
     return found
 
 
-def read_vectors(path: Path, texts: Texts, role: Role) -> Vectors:
-    """The unit vectors of a .npy or .parquet file, float32[N, D], one for each text; mapped where they can be.
+def read_vectors(path: Path, role: Role) -> Vectors:
+    """The unit vectors of a .npy or .parquet file, float32[N, D]; mapped where they can be.
 
-    Raises InvalidInput where the file is no such file, has another number of rows, a row that is not finite or zero, or
-    is known to be of another role.
+    Raises InvalidInput where it is no such file, a row is zero or not finite, or it is known to be of another role.
     """
     check_role(path, role)
     try:
@@ -117,12 +119,16 @@ def read_vectors(path: Path, texts: Texts, role: Role) -> Vectors:
         raise InvalidInput(f"can't read vectors from {path}: {error}; give a .npy or .parquet file") from error
     if rows.ndim != 2 or rows.dtype.kind not in "fi":
         raise InvalidInput(f"{path} holds {rows.dtype} of shape {rows.shape}, not a row of numbers for each text")
-    if len(rows) != len(texts.texts):
+    return unit_rows(rows, str(path))
+
+
+def check_count(path: Path, rows: int, source: str, texts: int) -> None:
+    """Raises InvalidInput where a vectors file can't be that of a file of texts."""
+    if rows != texts:
         raise InvalidInput(
-            f"{path} has {len(rows)} vectors, {texts.source} {len(texts.texts)} texts; "
+            f"{path} has {rows} vectors, {source} {texts} texts; "
             "they must be the vectors of this very file, in its order"
         )
-    return unit_rows(rows, str(path))
 
 
 def unit_rows(rows: NDArray[np.generic], name: str) -> Vectors:

@@ -134,12 +134,12 @@ def brute_force(queries: Vectors, base: Vectors) -> NDArray[np.int64]:
     return numbers
 
 
-def measure_speed(data: Path, count: int, rounds: int, kept: Path) -> dict[str, object]:
-    """Seconds for the nearest targets of all sources, and ratios by round.
+def measure_speed(data: Path, count: int, queries: int, rounds: int, kept: Path) -> dict[str, object]:
+    """Seconds for the nearest targets of the first `queries` sources, and ratios by round.
 
-    A round is a share of the sources against all targets, one way after another, so that its ratios compare the same
-    minutes of a machine that others use too. To build the cells, and to find how many to look into, is counted: each
-    round gets its share.
+    A round is a share of them against all targets, one way after another, so that its ratios compare the same minutes
+    of a machine that others use too. To build the cells, and to find how many to look into, is counted: each round
+    gets as much of it as it has of all the sources.
     """
     pair = []
     for name, texts in zip(("others", "english"), sentences(data, count), strict=True):
@@ -159,18 +159,19 @@ def measure_speed(data: Path, count: int, rounds: int, kept: Path) -> dict[str, 
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     recall: dict[str, list[float]] = {"exact": [], "cells": []}
-    for part in np.array_split(sources, rounds):
+    for part in np.array_split(sources[:queries], rounds):
         found = {}
         for way, search in ways.items():
             started = time.perf_counter()
             found[way] = search(part)
-            taken = time.perf_counter() - started + (building / rounds if way == "cells" else 0)
+            taken = time.perf_counter() - started + (building * len(part) / len(sources) if way == "cells" else 0)
             seconds[way].append(taken)
             print(f"{way}: {taken:.1f} s", file=sys.stderr, flush=True)
         for way in recall:
             recall[way].append(recall_of(found[way], found["numpy"]))
     return {
         "sentences": [len(sources), len(targets)],
+        "queries": min(queries, len(sources)),
         "rounds": rounds,
         "seconds": {way: sum(times) for way, times in seconds.items()},
         "times_faster": {
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--languages", nargs="*", default=sorted(LANGUAGES))
     parser.add_argument("--sentences", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("quality", "speed"))
     parser.add_argument("--out", type=Path, default=Path(".bench/mining.json"))
@@ -219,7 +221,9 @@ def main() -> None:
         result["quality"] = rows = measure_quality(asked.data, asked.languages)
         print_quality(rows)
     if asked.only != "quality":
-        result["speed"] = speed = measure_speed(asked.data, asked.sentences, asked.rounds, asked.out.parent)
+        result["speed"] = speed = measure_speed(
+            asked.data, asked.sentences, asked.queries, asked.rounds, asked.out.parent
+        )
         print(json.dumps(speed, indent=1))
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
