@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 How = Literal["auto", "exact", "cells"]
 
-# Exact search takes time by the square: 100,000 texts among 100,000 are a minute and a half on two cores, 200,000 six.
+# Exact search takes time by the square. Two cores with AVX-512 that do nothing else find 20,000 texts' neighbours among
+# 20,000 in 2.2 s (384 components), which makes 3.7 minutes for 200,000.
 EXACT_ROWS_MAX = 200_000
 # Of the neighbours that an exact search gives, those that cells must find too, on a sample of the queries.
 RECALL_MIN = 0.99

@@ -78,7 +78,7 @@ def embed_files(
 
     What is computed lies in a file of the temporary folder that is gone with this process.
     """
-    read = [read_vectors(path, role_of(use)) if path else None for item, path in zip(files, vectors, strict=True)]
+    read = [read_vectors(path, role_of(use)) if path else None for path in vectors]
     for path, part, item in zip(vectors, read, files, strict=True):
         if path is not None and part is not None:
             check_count(path, len(part), item.source, len(item.texts))
