@@ -38,7 +38,7 @@ DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uid
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients bulk-bench mining-bench clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -96,6 +96,9 @@ check: $(TEST_STAMP)  ## formatting, lint, types
 bench: $(TEST_STAMP)  ## the gateway beside other servers and its own engine, written into README.md and docs/
 	$(BIN)/python tests/benchmarks/bench.py $(if $(ME5_DATA),--data "$(ME5_DATA)") $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(BENCH)
 
+mining-bench: $(TEST_STAMP)  ## translations mined among distractors, and beside brute force; needs ME5_DATA
+	$(BIN)/python tests/benchmarks/mining.py --data "$(ME5_DATA)"
+
 bench-report: $(TEST_STAMP)  ## README.md and the plot again, from docs/bench.json
 	$(BIN)/python tests/benchmarks/bench.py --render
 
@@ -106,6 +109,9 @@ fuzz: $(TEST_STAMP)  ## hostile requests, bodies and texts, for about FUZZ_MINUT
 	$(PIP) atheris
 	ME5_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
 	$(BIN)/python tests/fuzz_atheris.py -max_total_time=$$((60 * $(FUZZ_MINUTES)))
+
+bulk-bench: $(TEST_STAMP)  ## a bulk job of 200,000 texts of ME5_DATA beside its own engine; memory; five kills
+	$(BIN)/python tests/benchmarks/bulk.py --data "$(ME5_DATA)"
 
 overload: $(TEST_STAMP)  ## a ramp to ten times the capacity, clients that come back when told, fairness by key
 	$(BIN)/python tests/benchmarks/overload.py
@@ -164,7 +170,7 @@ $(SERVE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 # torch first and by itself: a CPU build satisfies what the other packages ask for.
 $(TEST_STAMP): $(SERVE_STAMP)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch>=2.5,<2.14'
-	$(PIP) -e '.[cpu,openvino,triton,tracing,training,mteb,dev]'
+	$(PIP) -e '.[cpu,openvino,triton,tracing,bulk,search,plot,training,mteb,dev]'
 	touch $@
 
 $(K8S_STAMP): $(TEST_STAMP)

@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | embed | check | keys | pull | triton-config."""
+"""The command line: python -m service serve | embed | merge | mine | dedup | cluster | index | search | check | …"""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import functools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
+from service.applications.commands import cluster, dedup, mine
+from service.applications.search_commands import index, search
 from service.batching import Lane
-from service.errors import InvalidInput, KeysError, Me5Error
-from service.settings import PREFIX, Settings, exposure, load_settings
+from service.bulk.command import embed, merge
+from service.errors import KeysError, Me5Error
+from service.settings import PREFIX, exposure, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
-
-if TYPE_CHECKING:
-    from service.embedder import Embedder
 
 P = ParamSpec("P")
 
@@ -50,21 +49,6 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Embedder]:
-    """The settings' model, proved and ready, without a server around it."""
-    from service.embedder import Embedder
-    from service.metrics import Metrics
-
-    embedder = Embedder(settings, Metrics())
-    try:
-        await embedder.start()
-        await embedder.wait_until_ready()
-        yield embedder
-    finally:
-        await embedder.stop()
-
-
 @app.command()
 @plain_errors
 def serve() -> None:
@@ -80,6 +64,7 @@ def check() -> None:
     """Print the settings in force, open the model as `serve` would, and compare it with its golden vectors."""
     from service.gate import open_gate
     from service.metrics import Metrics
+    from service.ready import opened
     from service.tls import open_certificate
 
     settings = load_settings()
@@ -100,42 +85,10 @@ def check() -> None:
     print(json.dumps(asyncio.run(prove()), indent=2))
 
 
-@app.command()
-@plain_errors
-def embed(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of standard input")] = None,
-    role: Annotated[str, typer.Option(help="query or passage, or an alias")] = "query",
-    instruction: Annotated[str | None, typer.Option(help="for instruct models, on the query side")] = None,
-) -> None:
-    """Embed texts without a server: one JSON line of text, tokens, truncated and vector each."""
-    from service.asking import Ask
-    from service.recipe.prompts import role_of
-
-    chosen = role_of(role)
-    try:
-        inputs = texts or [line for line in sys.stdin.buffer.read().decode("utf-8").split("\n") if line.strip()]
-        "".join(inputs).encode("utf-8")
-    except UnicodeError as error:
-        raise InvalidInput(f"texts must be UTF-8: {error}") from error
-    settings = load_settings()
-
-    async def run() -> None:
-        async with opened(settings) as embedder:
-            for start in range(0, len(inputs), settings.max_inputs):
-                part = inputs[start : start + settings.max_inputs]
-                answer = await embedder.embed(
-                    Ask([*part], role=chosen, input_type=role, instruction=instruction, timeout_s=86_400)
-                )
-                for index, text in enumerate(part):
-                    row = {
-                        "text": text,
-                        "tokens": answer.tokens[index],
-                        "truncated": index in answer.truncated,
-                        "vector": [round(float(part), 7) for part in answer.vectors[index]],
-                    }
-                    print(json.dumps(row, ensure_ascii=False))
-
-    asyncio.run(run())
+app.command()(plain_errors(embed))
+app.command()(plain_errors(merge))
+for command in (mine, dedup, cluster, index, search):
+    app.command()(plain_errors(command))
 
 
 @keys_app.command("add")

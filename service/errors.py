@@ -22,12 +22,20 @@ Me5Error                            500 internal
 ├── EngineLost                      503 engine_lost      no engine to compute with, for now
 ├── UpstreamFailed                  503 upstream_failed  two of several Tritons were lost with the request
 ├── ShuttingDown                    503 shutting_down    the process is about to end
+├── BulkError                       a bulk job can't go on; never seen by an HTTP client
+│   ├── BadInputLine                a record of the input has no text that can be embedded
+│   ├── OutputBusy                  another process writes this output
+│   ├── OtherJob                    the output, finished or not, is of a job with other settings or another input
+│   ├── PartsMissing                shards to be merged are not all there, or not of one job
+│   └── GatewayRefused              a gateway elsewhere refused texts, or none answered for too long
 └── StartupError                    the process can't start; never seen by an HTTP client
     ├── SettingsError               a setting is unknown or outside its limits
     ├── KeysError                   the file of keys can't be read, or says something that can't be
     ├── ModelNotFound               no such model in the repository
     ├── ModelFileError              a file of the model is missing, damaged or of another version
-    └── GoldenMismatch              the engine's vectors are not those the model was trained to give
+    ├── GoldenMismatch              the engine's vectors are not those the model was trained to give
+    ├── PackageMissing              a command needs a package of an extra that is not installed
+    └── IndexUnusable               a search index is missing, damaged, being written, or of another model
 """
 
 from __future__ import annotations
@@ -251,6 +259,35 @@ class ShuttingDown(Me5Error):
     code = "shutting_down"
 
 
+class BulkError(Me5Error):
+    """A bulk job can't go on; the command line prints the sentence and exits with 2. What is done stays done."""
+
+    code = "bulk"
+
+
+class BadInputLine(BulkError):
+    """A record of the input has no text that can be embedded."""
+
+    def __init__(self, source: object, line: int, reason: str) -> None:
+        super().__init__(f"{source}, line {line}: {reason}; mend it, or leave such lines out by --on-error skip")
+
+
+class OutputBusy(BulkError):
+    """Another process writes this output."""
+
+
+class OtherJob(BulkError):
+    """The output, finished or not, is of a job with other settings or of another input."""
+
+
+class PartsMissing(BulkError):
+    """Shards to be merged are not all there, or are not of one job."""
+
+
+class GatewayRefused(BulkError):
+    """A gateway elsewhere refused texts, or none answered for too long."""
+
+
 class StartupError(Me5Error):
     """The process can't start; the command line prints the sentence and exits with 2."""
 
@@ -275,3 +312,14 @@ class ModelFileError(StartupError):
 
 class GoldenMismatch(StartupError):
     """The engine's vectors for the golden texts are not those of the model."""
+
+
+class PackageMissing(StartupError):
+    """A command needs a package that comes with an extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; pip install -e '.[{extra}]'")
+
+
+class IndexUnusable(StartupError):
+    """A search index is missing, damaged, being written by another process, or of another model."""
