@@ -214,7 +214,7 @@ def answer_of(
         tokens = [one + other for one, other in zip(tokens[:rows], tokens[rows:], strict=True)]
     inputs = [*ask.inputs, *(ask.also.inputs if ask.also else [])]
     return Answer(
-        vectors=_cut(vectors, ask),
+        vectors=shape(vectors, ask),
         tokens=tokens,
         truncated=sorted({row % rows for row, item in enumerate(read.tokens) if item.truncated}),
         brought=sorted({row % rows for row in read.brought}),
@@ -227,7 +227,7 @@ def answer_of(
     )
 
 
-def _cut(vectors: NDArray[np.float32], ask: Ask) -> NDArray[np.float32]:
+def shape(vectors: NDArray[np.float32], ask: Ask) -> NDArray[np.float32]:
     """Vectors [N, D] cut to the components that the request wants; those of length one keep that length."""
     if ask.dimensions is None:
         return vectors
