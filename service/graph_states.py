@@ -37,8 +37,12 @@ def states_tensor(path: Path, spec: ModelSpec) -> str | None:
     """
     if spec.pooling == "mean":
         return spec.output
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        nodes = _nodes_of(data)
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            nodes = _nodes_of(data)
+    except (OSError, ValueError, IndexError):
+        # The engine that opens it says better what is wrong with the file.
+        return None
     # What each tensor depends on, the graph's inputs; nodes are in an order in which each follows what it takes.
     depends: dict[str, frozenset[str]] = {name: frozenset([name]) for name in spec.inputs}
     for node in nodes:
