@@ -88,10 +88,8 @@ def page_file(content: bytes, media_type: str) -> PageFile:
     "/",
     responses={
         **TEI.errors([503]),
-        200: {
-            "description": "Ready, and nothing in the body; or a page for those that accept text/html.",
-            "content": {"text/html": {"schema": {"type": "string"}}},
-        },
+        # No media type is named: TEI's answer has none, and the page is no part of its contract.
+        200: {"description": "Ready, and nothing in the body; or a page for those that name text/html in `accept`."},
     },
     response_class=Response,
     summary="The same as /health; a page in a browser",
