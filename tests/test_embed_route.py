@@ -308,3 +308,16 @@ def test_ids_that_hold_the_roles_prompt_already_are_not_prompted_twice(client: h
     by_ids = client.post("/embed", json={"inputs": [ids], "input_type": role}).json()[0]
     by_text = client.post("/embed", json={"inputs": text, "input_type": role}).json()[0]
     assert float(np.dot(by_ids, by_text)) >= 0.9999
+
+
+def test_a_role_in_the_address_is_for_texts_that_have_none(client: httpx.Client) -> None:
+    def of(path: str, **fields: object) -> str:
+        return client.post(path, json={"inputs": "tea", **fields}).headers["x-me5-role"]
+
+    assert of("/embed?input_type=search_document") == "passage"
+    assert of("/embed?input_type=passage", prompt_name="query") == "query"
+    named = client.post("/v1/embeddings?input_type=passage", json={"input": "tea", "model": "me5_nano-query"})
+    assert named.headers["x-me5-role"] == "query"
+    # Wrong even where it is not needed.
+    refused = client.post("/embed?input_type=reader", json={"inputs": "tea", "input_type": "query"})
+    assert (refused.status_code, "'reader'" in refused.json()["error"]) == (422, True)

@@ -64,6 +64,9 @@ ROUTES: dict[str, Ask] = {
     "/embed": _json("/embed", lambda role: {"inputs": TEXTS, "input_type": role}, lambda answer: answer),
     "/embed by prompt_name": _json("/embed", lambda role: {"inputs": TEXTS, "prompt_name": role}, lambda a: a),
     "/embed as .npy": _npy,
+    "/embed by the address": lambda client, role: _json(f"/embed?input_type={role}", lambda _: {"inputs": TEXTS}, list)(
+        client, role
+    ),
     "/": _json("/", lambda role: {"inputs": TEXTS, "prompt_name": role}, lambda answer: answer),
     "/invocations": _json("/invocations", lambda role: {"inputs": TEXTS, "prompt_name": role}, lambda answer: answer),
     "/embed_all, pooled": _states,

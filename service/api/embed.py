@@ -16,7 +16,7 @@ from service.api.answering import answer, respond
 from service.api.binary import BINARY, BINARY_HEADERS, binary_type, respond_binary
 from service.api.encoding import Dtype, Format, convert, json_list, scale_of
 from service.api.facade import NUMBERS, array_of
-from service.api.options import Inputs, Options, ask_of
+from service.api.options import ROLE_IN_ADDRESS, Inputs, Options, ask_of
 from service.api.reading import checked, embedder_of, parse_inputs_in_turns, read, read_json
 from service.api.schema import schema_of
 from service.api.similarity import SimilarityBody, answer_similarity
@@ -70,7 +70,7 @@ _VECTORS = [[0.0208, -0.0345, 0.0513]]
 
 @router.post(
     "/embed",
-    openapi_extra=schema_of(EmbedBody, examples=EXAMPLES),
+    openapi_extra=schema_of(EmbedBody, examples=EXAMPLES, parameters=[ROLE_IN_ADDRESS]),
     responses=TEI.responses(
         "The vectors, in the order of the inputs.", array_of(_ROW), _VECTORS, headers=_HEADERS, binary=BINARY
     ),
@@ -86,7 +86,9 @@ async def embed(request: Request) -> Response:
 
 
 _EITHER: dict[str, Any] = {
-    "openapi_extra": schema_of(EmbedBody, SimilarityBody, examples={**EXAMPLES, **_COMPARED}),
+    "openapi_extra": schema_of(
+        EmbedBody, SimilarityBody, examples={**EXAMPLES, **_COMPARED}, parameters=[ROLE_IN_ADDRESS]
+    ),
     "responses": TEI.responses(
         "The vectors, in the order of the inputs; or the cosines, in the order of the sentences.",
         array_of({"anyOf": [_ROW, {"type": "number"}]}),

@@ -17,7 +17,7 @@ from service.api.answering import Streamed, answer, headers_of, respond
 from service.api.encoding import NUMBERS_A_SLICE, json_list
 from service.api.facade import NUMBERS, array_of
 from service.api.intake import Intake
-from service.api.options import Inputs, Options, ask_of
+from service.api.options import ROLE_IN_ADDRESS, Inputs, Options, ask_of
 from service.api.reading import parse_inputs_in_turns, read, turns_of
 from service.api.schema import schema_of
 from service.api.tei import TEI
@@ -41,7 +41,9 @@ class EmbedAllBody(Options):
 @router.post(
     "/embed_all",
     openapi_extra=schema_of(
-        EmbedAllBody, examples={"a passage": {"inputs": "Tea turns bitter.", "prompt_name": "passage"}}
+        EmbedAllBody,
+        examples={"a passage": {"inputs": "Tea turns bitter.", "prompt_name": "passage"}},
+        parameters=[ROLE_IN_ADDRESS],
     ),
     responses=TEI.responses(
         "A list for each input, with a row for each of its tokens, special tokens included.",

@@ -17,7 +17,7 @@ from service.api.answering import answer, json_response, respond
 from service.api.binary import BINARY, BINARY_HEADERS, binary_type, respond_binary
 from service.api.encoding import convert, openai_list
 from service.api.facade import INTEGER, NUMBERS, TEXT, Facade, array_of, object_of
-from service.api.options import Inputs, Options, ask_of, role_of_model, split_model_name
+from service.api.options import ROLE_IN_ADDRESS, Inputs, Options, ask_of, role_of_model, split_model_name
 from service.api.reading import embedder_of, parse_inputs_in_turns, read, turns_of
 from service.api.schema import schema_of
 from service.errors import MalformedRequest, Me5Error, NotFound, name_inputs
@@ -62,6 +62,7 @@ _ROUTE: dict[str, Any] = {
             "a role by extra_body": {"input": ["a text"], "model": "me5_nano", "input_type": "search_query"},
             "fewer dimensions": {"input": "a text", "model": "me5_nano", "dimensions": 64, "user": "me"},
         },
+        parameters=[ROLE_IN_ADDRESS],
     ),
     "responses": FACADE.responses(
         "The vectors, in the order of the inputs.",

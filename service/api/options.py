@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema
 from starlette.requests import Request
 
 from service.api.answering import LANE_HEADER, timeout_s_of
@@ -31,6 +31,15 @@ Texts = Annotated[object, WithJsonSchema(TEXTS_SCHEMA)]
 # TEI takes both spellings, and clients send both.
 Side = Annotated[Literal["left", "right"], BeforeValidator(lambda value: str(value).lower())]
 InputTypeName = Annotated[str, WithJsonSchema({"type": "string", "enum": list(INPUT_TYPES)})]
+ROLE_NAME = "input_type"
+# For clients that know one address and no roles.
+ROLE_IN_ADDRESS: JsonValue = {
+    "name": ROLE_NAME,
+    "in": "query",
+    "required": False,
+    "description": "the role of texts for which neither the body nor the model's name says one",
+    "schema": {"type": "string", "enum": list(INPUT_TYPES)},
+}
 
 
 class Cut(Body):
@@ -70,6 +79,9 @@ def ask_of(
             f"`input_type` {options.input_type!r} and `prompt_name` {options.prompt_name!r} are different roles; "
             "send one of them"
         )
+    in_address = _input_type_in_address(request)
+    if input_type is None and default_role is None:
+        input_type = in_address
     caller, lane = caller_of(request.scope), _lane_of(request)
     return Ask(
         inputs=inputs,
@@ -87,6 +99,16 @@ def ask_of(
         caller=caller,
         trace=request.scope.get("me5_trace"),
     )
+
+
+def _input_type_in_address(request: Request) -> str | None:
+    """What `?input_type=` says, checked whether it is needed or not."""
+    if not request.scope["query_string"]:
+        return None
+    given = request.query_params.get(ROLE_NAME)
+    if given is not None:
+        role_of(given)
+    return given
 
 
 def role_of_model(request: Request, model: str) -> Role | None:

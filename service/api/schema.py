@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, JsonValue
 
 
-def schema_of(*shapes: type[BaseModel], examples: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def schema_of(
+    *shapes: type[BaseModel], examples: Mapping[str, JsonValue], parameters: Sequence[JsonValue] = ()
+) -> dict[str, JsonValue]:
     """A route's `openapi_extra` for a JSON body of one of these shapes, nested shapes written out in place.
 
-    examples: what may be sent, under a name that says what it is for.
+    examples: what may be sent, under a name that says what it is for.   parameters: of the address.
     """
     written = []
     for shape in shapes:
@@ -20,7 +22,8 @@ def schema_of(*shapes: type[BaseModel], examples: Mapping[str, JsonValue]) -> di
         "schema": written[0] if len(written) == 1 else {"anyOf": written},
         "examples": {name: {"value": value} for name, value in examples.items()},
     }
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+    body: dict[str, JsonValue] = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {**body, "parameters": [*parameters]} if parameters else body
 
 
 def inline(node: JsonValue, definitions: dict[str, JsonValue]) -> JsonValue:
