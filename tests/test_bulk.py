@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from bulk_files import bulk, manifest, start, text, write_jsonl
+from bulk_files import arguments, bulk, manifest, start, text, write_jsonl
+from gateway_process import run_service
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -29,6 +30,7 @@ from service.bulk.running import compute_here, plan_of, run_plan
 from service.bulk.windows import batches_by_characters, batches_by_tokens, shard_of, windows_of_shard
 from service.errors import BadInputLine, InvalidInput, OtherJob, OutputBusy, PartsMissing
 from service.ready import opened
+from service.recipe.spec import ModelSpec, file_sha256
 from service.settings import load_settings
 from service.shapes import shapes_of
 
@@ -64,12 +66,12 @@ def vectors_in(path: Path) -> NDArray[np.float32]:
 
 
 def test_a_job_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "corpus.jsonl", 1600)
+    source = write_jsonl(tmp_path / "corpus.jsonl", 1000)
     bulk(source, tmp_path / "whole.parquet", "--with", "text,tokens,truncated")
     output, rng = tmp_path / "killed.parquet", random.Random()
     parts = Parts(output)
-    stored: dict[int, int] = {}
-    for wanted in sorted(rng.sample(range(1, 40), 3)):
+    stored: dict[str, int] = {}
+    for wanted in sorted(rng.sample(range(1, 28), 2)):
         running = start(source, output, "--with", "text,tokens,truncated")
         give_up = time.monotonic() + 90
         while len(parts.done()) < wanted and running.poll() is None and time.monotonic() < give_up:
@@ -81,10 +83,10 @@ def test_a_job_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
         # What is stored is never computed again.
         assert stored.items() <= inodes.items()
         assert len(inodes) >= wanted
-        stored = inodes  # type: ignore[assignment]
+        stored = inodes
     said = bulk(source, output, "--with", "text,tokens,truncated")
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert len(manifest(output)["runs_s"]) >= 3  # type: ignore[arg-type]
+    assert len(manifest(output)["runs_s"]) >= 2  # type: ignore[arg-type]
     assert not parts.folder.exists()
     # Nobody looks at a progress bar here.
     assert "texts/s" not in said
@@ -201,16 +203,14 @@ def test_parts_of_another_job_are_not_gone_on_from(tmp_path: Path, run: Run) -> 
         run(job_of(source, output, wish=Wish("query", "query")))
 
 
-def test_the_manifest_tells_the_truth(tmp_path: Path, run: Run, spec: object) -> None:
+def test_the_manifest_tells_the_truth(tmp_path: Path, run: Run, spec: ModelSpec) -> None:
     source, output = write_jsonl(tmp_path / "corpus.jsonl", 70), tmp_path / "a.parquet"
     made = run(job_of(source, output))
     assert made == manifest(output)
-    from service.recipe.spec import file_sha256
-
     assert (made["sha256"], made["bytes"]) == (file_sha256(output), output.stat().st_size)
     assert made["job"]["input"]["sha256"] == file_sha256(source)  # type: ignore[index]
     assert made["job"]["model"]["prompt"] == "passage: "  # type: ignore[index]
-    assert made["job"]["model"]["graph_sha256"] in spec.files.values()  # type: ignore[index,attr-defined]
+    assert made["job"]["model"]["graph_sha256"] in spec.files.values()  # type: ignore[index]
     assert (made["rows"], made["counts"]["windows"], made["exact"]) == (70, 3, True)  # type: ignore[index]
 
 
@@ -218,9 +218,6 @@ def test_standard_input_is_gone_on_from_only_where_it_is_the_same(tmp_path: Path
     source, output = write_jsonl(tmp_path / "corpus.jsonl", 70), tmp_path / "a.parquet"
     bulk(source, tmp_path / "whole.parquet")
     lines = source.read_bytes()
-    from bulk_files import arguments
-    from gateway_process import run_service
-
     broken = run_service(*arguments("-", output, "--format", "jsonl"), stdin=lines + b"bad\n")
     assert broken.returncode == 2
     assert Parts(output).done() == [0, 1]
