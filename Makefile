@@ -69,7 +69,7 @@ capacity: $(TEST_STAMP)  ## what a replica does, on a machine that does nothing 
 	$(BIN)/python tests/benchmarks/capacity.py --simulate
 
 test-tools: $(K8S_STAMP) $(TRITON_STAMP) $(CLIENTS_STAMPS)  ## all that some tests need and are skipped without; by apt where this is root on Debian
-	$(PIP) -e '.[containers]'
+	$(PIP) -e '.[containers,ray]'
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES); fi
 

@@ -16,7 +16,7 @@ from service.recipe.spec import ModelSpec
 def test_help_names_every_command() -> None:
     done = run_service("--help")
     assert done.returncode == 0
-    for command in ("serve", "check", "embed", "pull", "triton-config"):
+    for command in ("serve", "check", "embed", "merge", "pull", "triton-config"):
         assert command in done.stdout.decode()
 
 

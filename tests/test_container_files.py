@@ -25,7 +25,7 @@ ELSEWHERE = {
     "compose.single.yaml": {"ME5_DEVICE", "ME5_TRITON_URLS"},
 }
 # Of pyproject.toml: those of other work than serving, and the one for GPUs in place of `cpu`.
-NOT_IN_THE_IMAGE = {"containers", "dev", "gpu", "k8s", "mteb", "optimum", "plot", "search", "training"}
+NOT_IN_THE_IMAGE = {"bulk", "containers", "dev", "gpu", "k8s", "mteb", "optimum", "plot", "ray", "search", "training"}
 MACHINE_BYTES = 8 * 2**30
 
 

@@ -55,7 +55,8 @@ class Parts:
     def begin(self, identity: Mapping[str, object]) -> None:
         """Note what the parts are of. Raises OtherJob where there are parts of something else."""
         path = self.folder / _JOB_FILE
-        if path.is_file():
+        # A job that stored nothing has nothing to lose.
+        if path.is_file() and self.done():
             found = differences(json.loads(path.read_text(encoding="utf-8")), dict(identity))
             if found:
                 raise OtherJob(

@@ -70,7 +70,7 @@ class EmbedTexts:
     """For Dataset.map_batches: adds the column "vector" to a batch with a column of texts.
 
     Texts of a batch are sorted by length among themselves: batches of some thousand have the least padding. Without
-    settings, each worker reads its own environment, with as many threads as Ray gave it cores.
+    settings, each worker reads its own machine's, with as many threads as Ray gave it cores.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class EmbedTexts:
                 async with free:
                     found[places] = (await vectorizer.run([prepared[place] for place in places])).vectors
 
-            found = np.zeros((len(prepared), vectorizer.dimension), dtype=vectorizer.wish.dtype)
+            found: NDArray[np.generic] = np.zeros((len(prepared), vectorizer.dimension), dtype=vectorizer.wish.dtype)
             async with asyncio.TaskGroup() as tasks:
                 for places in vectorizer.batches(prepared):
                     tasks.create_task(run(places))

@@ -39,6 +39,7 @@ from machine import describe
 
 from service.bulk.embedded import CPU_BATCH_TOKENS, Embedded
 from service.bulk.job import Job, Wish
+from service.bulk.parts import Parts
 from service.bulk.reading import Fields, open_records, read_records
 from service.bulk.running import compute_here, plan_of, run_plan
 from service.bulk.windows import batches_by_tokens
@@ -226,22 +227,17 @@ def undisturbed(corpus: Path, output: Path) -> None:
 def killed(corpus: Path, output: Path, kills: int, wanted: Path, seed: int) -> None:
     """The same job, killed at random times; prints whether the bytes are the same."""
     rng = random.Random(seed)
-    seconds = json.loads(wanted.with_name(f"{wanted.name}.manifest.json").read_text())["duration_s"]
-    parts = output.with_name(f"{output.name}.parts")
-    for number in range(kills):
+    windows = json.loads(wanted.with_name(f"{wanted.name}.manifest.json").read_text())["counts"]["windows"]
+    parts = Parts(output)
+    for number, enough in enumerate(sorted(rng.sample(range(windows), kills)), start=1):
         running = subprocess.Popen(command(corpus, output), cwd=ROOT, stdout=subprocess.DEVNULL)
-        while not (parts / "job.json").exists() and running.poll() is None:
-            time.sleep(0.05)
-        after_s = rng.uniform(0.2, 1.6) * seconds / (kills + 1)
-        try:
-            running.wait(after_s)
-        except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)
-            running.wait()
-            print(
-                f"  kill {number + 1} after {after_s:.1f} s: {len(list(parts.glob('part-*')))} windows are stored",
-                flush=True,
-            )
+        while not parts.folder.exists() or len(parts.done()) < enough:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 3))
+        assert running.poll() is None, "it ended before it was killed"
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        print(f"  kill {number}: {len(parts.done())} of {windows} windows are stored", flush=True)
     subprocess.run(command(corpus, output), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     same = subprocess.run(["cmp", str(wanted), str(output)], check=False).returncode == 0
     runs = json.loads(output.with_name(f"{output.name}.manifest.json").read_text())["runs_s"]
