@@ -17,9 +17,9 @@ How = Literal["auto", "exact", "cells"]
 # Exact search takes time by the square. Two cores with AVX-512 that do nothing else find 20,000 texts' neighbours among
 # 20,000 in 2.2 s (384 components), which makes 3.7 minutes for 200,000.
 EXACT_ROWS_MAX = 200_000
-# Of the neighbours that an exact search gives, those that cells must find too, on a sample of the queries. Among 100,000
-# short sentences in 1,264 cells, 0.97 of the four nearest take a tenth of the cells and half the time of an exact
-# search; 0.99 take two fifths of the cells, and longer than that.
+# Of the neighbours that an exact search gives, those that cells must find too, on a sample of the queries. Among
+# 100,000 short sentences in 1,264 cells, 0.97 of the four nearest take a tenth of the cells and half the time of an
+# exact search; 0.99 take two fifths of the cells, and longer than that.
 RECALL_MIN = 0.95
 # Of the neighbours of texts among themselves, where what is looked for is very near.
 PAIRS_RECALL_MIN = 0.99
