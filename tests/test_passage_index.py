@@ -84,7 +84,7 @@ def test_a_graph_or_cells_find_nearly_all_and_take_additions(tmp_path: Path, mod
     assert [path.name for path in near.folder.glob("nearest-*")] == [near.manifest.nearest]
     exact = Searcher(PassageIndex(near.folder, replace(near.manifest, nearest=None)))
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(ids(Searcher(near), asked), ids(exact, asked), strict=True)]
-    # The bounds that building holds them to, on a sample of passages, are 0.98 and 0.99.
+    # The bound that building holds them to, on a sample of the passages, is 0.98.
     assert np.mean(shares) > 0.93
     assert any(name.startswith("p5") for found in ids(Searcher(near), asked) for name in found)
 

@@ -23,7 +23,8 @@ Kind = Literal["all", "graph", "cells"]
 ALL_ROWS_MAX, GRAPH_ROWS_MAX = 50_000, 1_000_000
 # HNSW: edges a passage, and how many candidates are kept while it is built (Malkov and Yashunin 2016).
 EDGES, BUILDING_WIDTH = 32, 80
-GRAPH_RECALL_MIN = 0.98
+# Of the exact hits, those that a graph or cells must find, on a sample of the passages.
+HITS_RECALL_MIN = 0.98
 RECALL_HITS = 10
 # Reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, SIGIR 2009), and the hits of each that take part.
 RANK_OFFSET, FUSED_HITS = 60, 100
@@ -62,7 +63,11 @@ def with_nearest(index: PassageIndex, kind: Kind) -> tuple[PassageIndex, float]:
         found = cells_of(vectors)
     for start in range(found.ntotal, len(vectors), RANGE_ROWS):
         found.add(np.ascontiguousarray(vectors[start : start + RANGE_ROWS]))
-    recall = _open_graph(found, vectors) if kind == "graph" else open_cells(found, vectors, vectors, RECALL_HITS)
+    recall = (
+        _open_graph(found, vectors)
+        if kind == "graph"
+        else open_cells(found, vectors, vectors, RECALL_HITS, HITS_RECALL_MIN)
+    )
     name = f"nearest-{kind}-{manifest.count}.faiss"
     faiss.write_index(found, str(index.folder / name))
     return PassageIndex(index.folder, replace(manifest, nearest=name)), recall
@@ -74,7 +79,7 @@ def _open_graph(graph: faiss.IndexHNSWFlat, vectors: Vectors) -> float:
     sample = np.ascontiguousarray(vectors[np.sort(chosen)])
     _, exact = faiss.knn(sample, vectors, RECALL_HITS, metric=faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efSearch = 32
-    while (recall := recall_of(graph.search(sample, RECALL_HITS)[1], exact)) < GRAPH_RECALL_MIN:
+    while (recall := recall_of(graph.search(sample, RECALL_HITS)[1], exact)) < HITS_RECALL_MIN:
         if graph.hnsw.efSearch >= 1024:
             break
         graph.hnsw.efSearch *= 2
