@@ -15,6 +15,17 @@ from gateway_process import MODEL_REPO, SHIPPED_MODEL, Gateway, start_gateway
 from service.model import find_version
 from service.recipe.spec import ModelSpec, load_spec
 
+# Files that share something: a record of what was tried, names of containers.
+_TOGETHER = {"clients/": "clients", "faults/": "faults", "test_containers": "containers", "test_compose": "containers"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file share a gateway, so they run in one process; so do files that share something."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        shared = next((group for start, group in _TOGETHER.items() if name.startswith(start)), name)
+        item.add_marker(pytest.mark.xdist_group(shared))
+
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
