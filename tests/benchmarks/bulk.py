@@ -229,11 +229,11 @@ def killed(corpus: Path, output: Path, kills: int, wanted: Path, seed: int) -> N
     rng = random.Random(seed)
     windows = json.loads(wanted.with_name(f"{wanted.name}.manifest.json").read_text())["counts"]["windows"]
     parts = Parts(output)
-    for number, enough in enumerate(sorted(rng.sample(range(windows), kills)), start=1):
+    for number, enough in enumerate(sorted(rng.sample(range(windows - 1), kills)), start=1):
         running = subprocess.Popen(command(corpus, output), cwd=ROOT, stdout=subprocess.DEVNULL)
         while not parts.folder.exists() or len(parts.done()) < enough:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 0.5))
         assert running.poll() is None, "it ended before it was killed"
         running.send_signal(signal.SIGKILL)
         running.wait()
