@@ -30,6 +30,8 @@ SECRET_CHARS_MIN = 16
 # Each key has series of its own in /metrics.
 KEYS_MAX = 1000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Far beyond what any engine computes in a minute, and still exact in a float.
+TOKENS_MAX = 10**12
 
 _NOBODY = bytes(32)
 
@@ -40,8 +42,8 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    tokens_per_minute: int | None = Field(None, ge=1)
-    burst_tokens: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1, le=TOKENS_MAX)
+    burst_tokens: int | None = Field(None, ge=1, le=TOKENS_MAX)
     lane: Lane | None = None
     expires: date | datetime | None = None
     disabled: bool = False

@@ -55,6 +55,8 @@ def test_without_a_burst_those_of_a_minute_may_come_at_once() -> None:
         ('[a]\nsha256 = "me5_secret"\n', "a: sha256: string should match"),
         (f'[a]\nsha256 = "{HASH}"\ntoken_per_minute = 1\n', "a: token_per_minute: extra"),
         (f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 0\n', "a: tokens_per_minute: .*greater"),
+        (f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 1{"0" * 400}\n', "a: tokens_per_minute: .*less .* 1000000000000$"),
+        (f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 1\nburst_tokens = {10**12 + 1}\n', "a: burst_tokens: .*less"),
         (f'[a]\nsha256 = "{HASH}"\nburst_tokens = 5\n', "burst_tokens needs tokens_per_minute"),
         (f'[a]\nsha256 = "{HASH}"\nlane = "fast"\n', "a: lane: .*'interactive' or 'bulk'"),
         (f'[a]\nsha256 = "{HASH}"\nexpires = "soon"\n', "a: expires"),
