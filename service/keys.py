@@ -30,10 +30,14 @@ SECRET_CHARS_MIN = 16
 # Each key has series of its own in /metrics.
 KEYS_MAX = 1000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# A key of our making, or most of one, pasted where it does not belong.
+SECRET = re.compile(re.escape(SECRET_PREFIX) + r"[A-Za-z0-9_-]{32,}")
 # Far beyond what any engine computes in a minute, and still exact in a float.
 TOKENS_MAX = 10**12
 
 _NOBODY = bytes(32)
+# What a moment in UTC can be, for those that a zone puts beyond it.
+_FIRST, _LAST = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 1), (9999, 12, 31, 23, 59, 59)))
 
 
 class Entry(BaseModel):
@@ -116,7 +120,8 @@ def parse_keys(text: str) -> tuple[Key, ...]:
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KeysError(f"not TOML: {error}") from error
+        # A table that is there twice is named.
+        raise KeysError(f"not TOML: {_hidden(str(error))}") from None
     if len(tables) > KEYS_MAX:
         raise KeysError(f"{len(tables)} keys, at most {KEYS_MAX} are taken")
     keys = tuple(_key(name, table) for name, table in tables.items())
@@ -160,7 +165,7 @@ def without_key(text: str, name: str) -> str:
     """The file's text without a key: without the lines from its [NAME] to the next table. Raises KeysError."""
     keys = parse_keys(text)
     if all(key.name != name for key in keys):
-        raise KeysError(f"no key {name}; there are {', '.join(key.name for key in keys) or 'none'}")
+        raise KeysError(f"no key {_hidden(name)}; there are {', '.join(key.name for key in keys) or 'none'}")
     kept: list[str] = []
     inside = False
     for line in text.splitlines(keepends=True):
@@ -176,6 +181,10 @@ def without_key(text: str, name: str) -> str:
 
 def entry_of(name: str, table: object) -> Entry:
     """One table of the file, checked. Raises KeysError."""
+    if SECRET.search(name):
+        raise KeysError(
+            f"{_hidden(name)[:80]!r} looks like a key itself, and names are shown; take another name, and replace the key"
+        )
     if not NAME.fullmatch(name):
         raise KeysError(f"{name[:80]!r} is no name for a key; use letters, digits, - and _, at most 64")
     if not isinstance(table, Mapping):
@@ -183,7 +192,7 @@ def entry_of(name: str, table: object) -> Entry:
     try:
         entry = Entry.model_validate(dict(table))
     except ValidationError as error:
-        problems = (f"{item['loc'][0]}: {item['msg'].lower()}" for item in error.errors())
+        problems = (f"{_hidden(str(item['loc'][0]))}: {item['msg'].lower()}" for item in error.errors())
         raise KeysError(f"{name}: {'; '.join(problems)}") from error
     if entry.burst_tokens and not entry.tokens_per_minute:
         raise KeysError(f"{name}: burst_tokens needs tokens_per_minute")
@@ -203,11 +212,17 @@ def _key(name: str, table: object) -> Key:
     )
 
 
+def _hidden(text: str) -> str:
+    """The text without what looks like a key."""
+    return SECRET.sub(f"{SECRET_PREFIX}…", text)
+
+
 def _unix(moment: datetime | date) -> float:
     """The last moment of a day; without a zone it is UTC, whatever the machine's own."""
     if not isinstance(moment, datetime):
         return datetime(moment.year, moment.month, moment.day, 23, 59, 59, tzinfo=UTC).timestamp()
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return min(max(found, _FIRST), _LAST)
 
 
 def _toml(value: object) -> str:
