@@ -37,7 +37,8 @@ TOKENS_MAX = 10**12
 
 _NOBODY = bytes(32)
 # What a moment in UTC can be, for those that a zone puts beyond it.
-_FIRST, _LAST = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 1), (9999, 12, 31, 23, 59, 59)))
+_FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 class Entry(BaseModel):
@@ -183,7 +184,8 @@ def entry_of(name: str, table: object) -> Entry:
     """One table of the file, checked. Raises KeysError."""
     if SECRET.search(name):
         raise KeysError(
-            f"{_hidden(name)[:80]!r} looks like a key itself, and names are shown; take another name, and replace the key"
+            f"{_hidden(name)[:80]!r} looks like a key itself, and names are shown; choose another name, "
+            "and replace the key"
         )
     if not NAME.fullmatch(name):
         raise KeysError(f"{name[:80]!r} is no name for a key; use letters, digits, - and _, at most 64")

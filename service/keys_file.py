@@ -67,7 +67,7 @@ def rewrite(path: Path, change: Callable[[str], str], *, new: str | None = None)
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock on the folder: the file itself is replaced, and a file beside it would belong to whoever came first."""
+    """Hold a lock on the folder: the file itself is replaced, and one beside it would belong to whoever came first."""
     try:
         descriptor = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:

@@ -35,7 +35,8 @@ async def watch(
     """For ever: when the files hold something else, parse it, off the event loop, and use it.
 
     What can't be read, parsed or used is logged once, and `tell` is told False until the files hold something good
-    again; not even a fault of our own ends the watch, or a key could not be revoked any more. Content is compared and not a time: a Kubernetes volume swaps a symbolic link, an editor may keep times, and
+    again; not even a fault of our own ends the watch, or a key could not be revoked any more.
+    Content is compared and not a time: a Kubernetes volume swaps a symbolic link, an editor may keep times, and
     some disks round them. Something new has to be the same twice, so that a file is not taken half written.
     """
     # Broken content is handled too: it is not looked at again until it changes.
