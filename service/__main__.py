@@ -102,13 +102,13 @@ def add_key(
 ) -> None:
     """Make a key, print it, and write its hash into the file. It can't be shown again."""
     from service.keys import digest_of, entry_of, new_secret, with_key
-    from service.keys_file import HEADING, read_file, text_of, write_file
+    from service.keys_file import HEADING, rewrite
 
     path = _keys_file()
-    text = text_of(read_file(path), path) if path.exists() else HEADING
     secret = new_secret()
     given = {"tokens_per_minute": tokens_per_minute, "burst_tokens": burst_tokens, "lane": lane, "expires": expires}
-    write_file(path, with_key(text, name, entry_of(name, {"sha256": digest_of(secret.encode()).hex(), **given})))
+    entry = entry_of(name, {"sha256": digest_of(secret.encode()).hex(), **given})
+    rewrite(path, lambda text: with_key(text, name, entry), new=HEADING)
     print(f"key {name} is in {path}; this is the only time it is shown:", file=sys.stderr)
     print(secret)
 
@@ -129,10 +129,9 @@ def list_keys() -> None:
 def remove_key(name: Annotated[str, typer.Argument(help="as `list` shows it")]) -> None:
     """Take a key out of the file; it is refused within seconds."""
     from service.keys import without_key
-    from service.keys_file import read_file, text_of, write_file
+    from service.keys_file import rewrite
 
-    path = _keys_file()
-    write_file(path, without_key(text_of(read_file(path), path), name))
+    rewrite(_keys_file(), lambda text: without_key(text, name))
 
 
 def _keys_file() -> Path:

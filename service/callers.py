@@ -10,6 +10,11 @@ from service.keys import Key, Keyring
 from service.metrics import KeyMetrics, OneKey
 from service.rate_limit import Bucket, duration
 
+# What tokenising a request is charged for where nothing is computed, as a part of its tokens.
+TOKENISING_SHARE = 16
+# A guess from the length alone may be above the tokens there are; by more than this only where nearly all is spaces.
+GUESS_EXCESS = 4
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -17,7 +22,8 @@ class Caller:
     """A key in force.   bucket: None without a limit.
 
     A request costs the tokens the model reads for it, prompts included and what was cut off not: what the header
-    x-compute-tokens says. That is known once it is tokenised, and it is charged then, in one piece.
+    x-compute-tokens says. That is known once it is tokenised, and it is charged then, in one piece. What is refused
+    after that is not free, or a key with a small limit could keep the tokenizer busy for ever.
     """
 
     def __init__(self, key: Key, bucket: Bucket | None, metrics: OneKey) -> None:
@@ -34,19 +40,30 @@ class Caller:
             raise Forbidden(f"key {self.name} may only use lane {pinned}, not {wanted}; leave x-me5-lane out")
         return pinned or wanted
 
-    def expect(self, least_tokens: int, now: float) -> None:
-        """Refuse before any work what can't be afforded even if each of its texts is this short."""
+    def expect(self, texts: int, guess: int, now: float) -> None:
+        """Refuse before any work what can't be afforded even at a token a text, or at a fraction of what is guessed."""
+        least_tokens = max(texts, guess // GUESS_EXCESS)
         if self.bucket is not None and least_tokens > self.bucket.remaining(now):
             raise self._refusal(self.bucket, least_tokens, now)
 
     def charge(self, tokens: int, now: float) -> None:
-        """Take a request's tokens, all or none. Raises RateLimited, or OverBurst where waiting would not help."""
+        """Take a request's tokens, all or none. Raises RateLimited, or OverBurst where waiting would not help.
+
+        What it raises for is charged too: all that is left where the request can never fit; where it will, a part of
+        its tokens, for clients that try again together must not keep the bucket empty.
+        """
         if self.bucket is not None and not self.bucket.take(tokens, now):
+            self.penalise(tokens if tokens > self.bucket.burst else tokens // TOKENISING_SHARE, now)
             raise self._refusal(self.bucket, tokens, now)
+
+    def penalise(self, tokens: int, now: float) -> None:
+        """Take so many tokens for work that gave no vectors, or what is left if that is less."""
+        if self.bucket is not None:
+            self.bucket.take(min(tokens, int(self.bucket.remaining(now))), now)
 
     def refund(self, tokens: int, error: Me5Error, now: float) -> None:
         """Give the tokens back where the server failed the request. A deadline is the client's own choice."""
-        if self.bucket is not None and error.status in (500, 503):
+        if self.bucket is not None and error.status in (429, 500, 503):
             self.bucket.give_back(tokens, now)
 
     def headers(self, now: float) -> Headers:

@@ -216,9 +216,9 @@ class Embedder:
         """Vectors for a request. Raises a Me5Error that says what the caller, or the operator, can do."""
         parts = self._check(ask)
         started = time.monotonic()
-        if ask.caller is not None:
-            ask.caller.expect(sum(len(part.inputs) for part in parts), started)
         guess = sum(guess_tokens(part.inputs, self.model.spec.max_tokens) for part in parts)
+        if ask.caller is not None:
+            ask.caller.expect(sum(len(part.inputs) for part in parts), guess, started)
         lane = ask.lane or lane_of(ask.role or self.settings.default_role, guess)
         self._admit(ask, lane, guess)
         if sum(len(item) for part in parts for item in part.inputs) <= INLINE_CHARS_MAX:
@@ -236,9 +236,13 @@ class Embedder:
                 tokens=[len(item.ids) for item in tokens],
                 truncated=sum(item.truncated for item in tokens),
             )
-        self._check_lengths(ask, tokens)
-
         total = sum(len(item.ids) for item in tokens)
+        try:
+            self._check_lengths(ask, tokens)
+        except TextTooLong:
+            if ask.caller is not None:
+                ask.caller.penalise(total, time.monotonic())
+            raise
         lane = ask.lane or lane_of(role_label(roles), total)
         self._admit(ask, lane, total)
         starts = None if ask.hold_states is None else np.cumsum([0, *(len(item.ids) for item in tokens[:-1])])

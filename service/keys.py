@@ -30,8 +30,15 @@ SECRET_CHARS_MIN = 16
 # Each key has series of its own in /metrics.
 KEYS_MAX = 1000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# A key of our making, or most of one, pasted where it does not belong.
+SECRET = re.compile(re.escape(SECRET_PREFIX) + r"[A-Za-z0-9_-]{32,}")
+# Far beyond what any engine computes in a minute, and still exact in a float.
+TOKENS_MAX = 10**12
 
 _NOBODY = bytes(32)
+# What a moment in UTC can be, for those that a zone puts beyond it.
+_FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 class Entry(BaseModel):
@@ -40,8 +47,8 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    tokens_per_minute: int | None = Field(None, ge=1)
-    burst_tokens: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1, le=TOKENS_MAX)
+    burst_tokens: int | None = Field(None, ge=1, le=TOKENS_MAX)
     lane: Lane | None = None
     expires: date | datetime | None = None
     disabled: bool = False
@@ -114,7 +121,8 @@ def parse_keys(text: str) -> tuple[Key, ...]:
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KeysError(f"not TOML: {error}") from error
+        # A table that is there twice is named.
+        raise KeysError(f"not TOML: {_hidden(str(error))}") from None
     if len(tables) > KEYS_MAX:
         raise KeysError(f"{len(tables)} keys, at most {KEYS_MAX} are taken")
     keys = tuple(_key(name, table) for name, table in tables.items())
@@ -158,7 +166,7 @@ def without_key(text: str, name: str) -> str:
     """The file's text without a key: without the lines from its [NAME] to the next table. Raises KeysError."""
     keys = parse_keys(text)
     if all(key.name != name for key in keys):
-        raise KeysError(f"no key {name}; there are {', '.join(key.name for key in keys) or 'none'}")
+        raise KeysError(f"no key {_hidden(name)}; there are {', '.join(key.name for key in keys) or 'none'}")
     kept: list[str] = []
     inside = False
     for line in text.splitlines(keepends=True):
@@ -174,6 +182,11 @@ def without_key(text: str, name: str) -> str:
 
 def entry_of(name: str, table: object) -> Entry:
     """One table of the file, checked. Raises KeysError."""
+    if SECRET.search(name):
+        raise KeysError(
+            f"{_hidden(name)[:80]!r} looks like a key itself, and names are shown; choose another name, "
+            "and replace the key"
+        )
     if not NAME.fullmatch(name):
         raise KeysError(f"{name[:80]!r} is no name for a key; use letters, digits, - and _, at most 64")
     if not isinstance(table, Mapping):
@@ -181,7 +194,7 @@ def entry_of(name: str, table: object) -> Entry:
     try:
         entry = Entry.model_validate(dict(table))
     except ValidationError as error:
-        problems = (f"{item['loc'][0]}: {item['msg'].lower()}" for item in error.errors())
+        problems = (f"{_hidden(str(item['loc'][0]))}: {item['msg'].lower()}" for item in error.errors())
         raise KeysError(f"{name}: {'; '.join(problems)}") from error
     if entry.burst_tokens and not entry.tokens_per_minute:
         raise KeysError(f"{name}: burst_tokens needs tokens_per_minute")
@@ -201,11 +214,17 @@ def _key(name: str, table: object) -> Key:
     )
 
 
+def _hidden(text: str) -> str:
+    """The text without what looks like a key."""
+    return SECRET.sub(f"{SECRET_PREFIX}…", text)
+
+
 def _unix(moment: datetime | date) -> float:
     """The last moment of a day; without a zone it is UTC, whatever the machine's own."""
     if not isinstance(moment, datetime):
         return datetime(moment.year, moment.month, moment.day, 23, 59, 59, tzinfo=UTC).timestamp()
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return min(max(found, _FIRST), _LAST)
 
 
 def _toml(value: object) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import stat
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import KeysError
@@ -52,11 +55,39 @@ def warn_if_writable(path: Path) -> None:
         )
 
 
+def rewrite(path: Path, change: Callable[[str], str], *, new: str | None = None) -> None:
+    """Change what the file says; whoever else does so meanwhile waits, and nobody's change is lost. Raises KeysError.
+
+    new: what a file that is not there yet is taken to say; None where there has to be one.
+    """
+    with _alone(path):
+        text = new if new is not None and not path.exists() else text_of(read_file(path), path)
+        write_file(path, change(text))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock on the folder: the file itself is replaced, and one beside it would belong to whoever came first."""
+    try:
+        descriptor = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise KeysError(f"ME5_KEYS_FILE={path} can't be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            # NFS locks no folders.
+            log.warning("%s can't be locked (%s): change the keys from one place at a time", path, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace the file in one step, so that no gateway ever reads half of it. Raises KeysError."""
     try:
         # A gateway in a container is another user, and may read what is no secret.
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+        before = path.stat() if path.exists() else None
         # Where the path is a link, what it points at is replaced.
         target = path.resolve()
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".keys-")
@@ -65,10 +96,22 @@ def write_file(path: Path, text: str) -> None:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, mode)
+            if before is not None:
+                _keep_owner(name, before, path)
+            os.chmod(name, 0o644 if before is None else stat.S_IMODE(before.st_mode))
             os.replace(name, target)
         except BaseException:
             os.unlink(name)
             raise
     except OSError as error:
         raise KeysError(f"ME5_KEYS_FILE={path} can't be written: {error.strerror}") from error
+
+
+def _keep_owner(name: str, before: os.stat_result, path: Path) -> None:
+    try:
+        os.chown(name, before.st_uid, before.st_gid)
+    except OSError as error:
+        log.warning(
+            "ME5_KEYS_FILE=%s belonged to user %d, group %d and now to you (%s); see that the gateway can read it",
+            *(path, before.st_uid, before.st_gid, error.strerror),
+        )

@@ -41,9 +41,10 @@ class Bucket:
         return max(0.0, tokens - self.remaining(now)) / self.tokens_per_s
 
     def resized(self, tokens_per_minute: int, burst: int, now: float) -> Bucket:
-        """A bucket of another size in which as many tokens are missing as in this one."""
+        """A bucket of another size in which as many tokens are missing as in this one, but never more than it holds."""
         found = Bucket(tokens_per_minute, burst, now)
-        found._level = burst - (self.burst - self.remaining(now))
+        # A debt would lock the key out for as long as a smaller limit needs to pay what a larger one allowed.
+        found._level = max(0.0, burst - (self.burst - self.remaining(now)))
         return found
 
 

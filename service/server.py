@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         limits = protocol.limits
         self._handshakes = Handshakes(
             listener,
-            self._certificate.context,
+            self._certificate,
             self.server_state.connections,
             lambda: protocol(self.config, self.server_state, self.lifespan.state),
             most=limits.max_connections + SPARE_CONNECTIONS,

@@ -24,7 +24,11 @@ ACCEPT_PAUSE_S = 0.1
 
 
 class Certificate:
-    """A certificate and its key in an SSLContext, TLS 1.2 or newer. Raises SettingsError."""
+    """A certificate and its key in an SSLContext, TLS 1.2 or newer. Raises SettingsError.
+
+    context: for the handshakes that begin now; another one after each renewal. A context keeps one pair for each type
+    of key, so that in a single one an EC pair would still be shown after it was replaced by an RSA pair.
+    """
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._cert, self._key = cert, key
@@ -36,7 +40,7 @@ class Certificate:
 
     async def watch(self) -> None:
         """For ever: take a renewed pair into use for the handshakes to come."""
-        await watch((self._cert, self._key), self._begun_with, self._try, self._use, lambda _: None)
+        await watch((self._cert, self._key), self._begun_with, self._renewed, self._use, lambda _: None)
 
     def _read(self) -> list[bytes]:
         try:
@@ -45,12 +49,11 @@ class Certificate:
             name = "ME5_TLS_CERT" if error.filename == str(self._cert) else "ME5_TLS_KEY"
             raise SettingsError(f"{name}={error.filename}: {error.strerror}") from error
 
-    def _try(self, _: list[bytes]) -> None:
-        # A certificate without its key would stay in a context that is in use.
-        _load(new_context(), self._cert, self._key)
+    def _renewed(self, _: list[bytes]) -> ssl.SSLContext:
+        return _load(new_context(), self._cert, self._key)
 
-    def _use(self, _: None) -> None:
-        _load(self.context, self._cert, self._key)
+    def _use(self, context: ssl.SSLContext) -> None:
+        self.context = context
 
 
 def open_certificate(settings: Settings) -> Certificate | None:
@@ -88,14 +91,14 @@ class Handshakes:
     """Accepts connections and shakes hands. Each counts among the connections from its first moment.
 
     asyncio's own server tells of a connection after its handshake only: clients that never finish theirs would hold
-    files that nobody counts, for a minute each. connections: uvicorn's own set, whose size is the count.
-    new_protocol: of a connection, as uvicorn makes it.
+    files that nobody counts, for a minute each. certificate: asked for its context at each handshake. connections:
+    uvicorn's own set, whose size is the count. new_protocol: of a connection, as uvicorn makes it.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        context: ssl.SSLContext,
+        certificate: Certificate,
         connections: set[Any],
         new_protocol: Callable[[], asyncio.Protocol],
         *,
@@ -103,7 +106,7 @@ class Handshakes:
         timeout_s: float,
         count_refused: Callable[[str], None],
     ) -> None:
-        self._listener, self._context = listener, context
+        self._listener, self._certificate = listener, certificate
         self._connections, self._new_protocol = connections, new_protocol
         self._most, self._timeout_s, self._count_refused = most, timeout_s, count_refused
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +151,7 @@ class Handshakes:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
                 connection,
-                ssl=self._context,
+                ssl=self._certificate.context,
                 ssl_handshake_timeout=self._timeout_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )

@@ -35,7 +35,8 @@ async def watch(
     """For ever: when the files hold something else, parse it, off the event loop, and use it.
 
     What can't be read, parsed or used is logged once, and `tell` is told False until the files hold something good
-    again. Content is compared and not a time: a Kubernetes volume swaps a symbolic link, an editor may keep times, and
+    again; not even a fault of our own ends the watch, or a key could not be revoked any more.
+    Content is compared and not a time: a Kubernetes volume swaps a symbolic link, an editor may keep times, and
     some disks round them. Something new has to be the same twice, so that a file is not taken half written.
     """
     # Broken content is handled too: it is not looked at again until it changes.
@@ -44,7 +45,7 @@ async def watch(
     names = ", ".join(map(str, paths))
     while True:
         await asyncio.sleep(every_s)
-        found = await asyncio.to_thread(_read_or_say_why, paths)
+        found = await _read_or_say_why(paths)
         settled, seen = found == seen, found
         if not settled or found == handled:
             continue
@@ -56,13 +57,19 @@ async def watch(
         except Me5Error as error:
             log.error("%s changed and is not used, what was in force stays: %s", names, error.message)
             tell(False)
+        except Exception:
+            log.exception("%s changed and is not used, what was in force stays; a fault of this program", names)
+            tell(False)
         else:
             log.info("%s changed and is in force", names)
             tell(True)
 
 
-def _read_or_say_why(paths: Sequence[Path]) -> list[bytes] | str:
+async def _read_or_say_why(paths: Sequence[Path]) -> list[bytes] | str:
     try:
-        return read_all(paths)
+        return await asyncio.to_thread(read_all, paths)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    except Exception as error:
+        # No thread to be had, or no memory: it may be better at the next look.
+        return f"{type(error).__name__}: {error}"

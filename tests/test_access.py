@@ -77,6 +77,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     kinds: dict[str, dict[str, object]] = {
         "free": {},
         "few": {"tokens_per_minute": PER_MINUTE, "burst_tokens": BURST},
+        "long": {"tokens_per_minute": 1, "burst_tokens": 1000},
         "bulky": {"lane": "bulk"},
         "off": {"disabled": True},
         "late": {"expires": "2020-01-31"},
@@ -234,6 +235,22 @@ def test_more_texts_than_a_key_may_ever_send_at_once_are_refused_with_what_to_do
         assert response.status_code == 413
         assert "send fewer texts" in response.json()["error"]
         assert "retry-after" not in response.headers
+
+
+def test_what_is_too_long_for_a_key_is_refused_untokenised_and_what_was_tokenised_is_charged(guarded: Guarded) -> None:
+    def post(inputs: list[str]) -> httpx.Response:
+        sent = {"authorization": f"Bearer {guarded.secrets['long']}"}
+        return guarded.client.post("/embed", json={"inputs": inputs, "truncate": False}, headers=sent)
+
+    before = scrape(guarded.client)[series("me5_tokenize_duration_seconds_count", lane="bulk")]
+    over = post(["harbour " * 400] * 20)
+    assert over.status_code == 413
+    assert over.headers["x-ratelimit-remaining-tokens"] == "1000"
+    assert scrape(guarded.client)[series("me5_tokenize_duration_seconds_count", lane="bulk")] == before
+    # The model reads 512 tokens of it; a minute of this key is a token, so none comes back meanwhile.
+    too_long = post(["harbour " * 1000])
+    assert too_long.status_code == 422
+    assert int(too_long.headers["x-ratelimit-remaining-tokens"]) in (488, 489, 490)
 
 
 def test_a_keys_tokens_are_limited_over_time_and_the_headers_say_how_it_stands(guarded: Guarded) -> None:

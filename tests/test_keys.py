@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hmac
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from gateway_process import run_service
 
 from service.callers import Callers
-from service.errors import Forbidden, KeysError, OverBurst, RateLimited, ShuttingDown, Unauthorized
+from service.errors import Forbidden, KeysError, OverBurst, Overloaded, RateLimited, ShuttingDown, Unauthorized
 from service.keys import Key, Keyring, digest_of, entry_of, new_secret, parse_keys, plain_keys, with_key, without_key
+from service.keys_file import HEADING, rewrite, write_file
 from service.metrics import KeyMetrics, Metrics
 
 HASH = "ab" * 32
@@ -55,6 +59,11 @@ def test_without_a_burst_those_of_a_minute_may_come_at_once() -> None:
         ('[a]\nsha256 = "me5_secret"\n', "a: sha256: string should match"),
         (f'[a]\nsha256 = "{HASH}"\ntoken_per_minute = 1\n', "a: token_per_minute: extra"),
         (f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 0\n', "a: tokens_per_minute: .*greater"),
+        (
+            f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 1{"0" * 400}\n',
+            "a: tokens_per_minute: .*less .* 1000000000000$",
+        ),
+        (f'[a]\nsha256 = "{HASH}"\ntokens_per_minute = 1\nburst_tokens = {10**12 + 1}\n', "a: burst_tokens: .*less"),
         (f'[a]\nsha256 = "{HASH}"\nburst_tokens = 5\n', "burst_tokens needs tokens_per_minute"),
         (f'[a]\nsha256 = "{HASH}"\nlane = "fast"\n', "a: lane: .*'interactive' or 'bulk'"),
         (f'[a]\nsha256 = "{HASH}"\nexpires = "soon"\n', "a: expires"),
@@ -146,18 +155,34 @@ def test_missing_unknown_disabled_and_expired_keys_are_refused_and_counted_apart
 def test_what_a_key_may_use_is_refused_with_when_and_only_waiting_that_helps_is_advised() -> None:
     found = callers(key("a", b"1", tokens_per_minute=60, burst_tokens=100)).identify(b"1", 0)
     found.charge(80, 0.0)
-    with pytest.raises(RateLimited, match="20 are left, this request has 50; try again in 30 s") as raised:
+    with pytest.raises(RateLimited, match="17 are left, this request has 50; try again in 33 s") as raised:
         found.charge(50, 0.0)
-    assert raised.value.retry_after_s == 30
+    assert raised.value.retry_after_s == 33
     with pytest.raises(RateLimited):
-        found.expect(21, 0.0)
+        found.expect(18, 0, 0.0)
     with pytest.raises(OverBurst, match="100 at once; this request has 101 or more"):
-        found.charge(101, 0.0)
+        found.expect(1, 404, 0.0)
     assert OverBurst.status == 413
     headers = dict(found.headers(0.0))
     assert headers[b"x-ratelimit-limit-tokens"] == b"100"
-    assert headers[b"x-ratelimit-remaining-tokens"] == b"20"
-    assert headers[b"x-ratelimit-reset-tokens"] == b"1m20s"
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"17"
+    assert headers[b"x-ratelimit-reset-tokens"] == b"1m23s"
+
+
+def test_what_is_refused_after_it_was_tokenised_is_not_free() -> None:
+    found = callers(key("a", b"1", tokens_per_minute=60, burst_tokens=100)).identify(b"1", 0)
+    assert found.bucket is not None
+    with pytest.raises(OverBurst):
+        found.charge(101, 0.0)
+    assert found.bucket.remaining(0.0) == 0
+    # Refused from now on before any work: even a token is more than is left.
+    with pytest.raises(RateLimited):
+        found.expect(1, 0, 0.0)
+    # Clients that try again together get a turn: what each is refused for costs it little.
+    for _ in range(3):
+        with pytest.raises(RateLimited):
+            found.charge(64, 50.0)
+    assert found.bucket.remaining(50.0) == 50 - 3 * 4
 
 
 def test_tokens_of_a_request_that_the_server_failed_are_given_back_and_those_of_the_clients_own_end_are_not() -> None:
@@ -169,6 +194,10 @@ def test_tokens_of_a_request_that_the_server_failed_are_given_back_and_those_of_
     found.refund(60, DeadlineExceeded(waiting=1, total=1), 0.0)
     assert found.bucket.remaining(0.0) == 40
     found.refund(60, ShuttingDown("ends"), 0.0)
+    assert found.bucket.remaining(0.0) == 100
+    found.charge(60, 0.0)
+    # The queue of an engine elsewhere was full.
+    found.refund(60, Overloaded("full", retry_after_s=1), 0.0)
     assert found.bucket.remaining(0.0) == 100
 
 
@@ -224,6 +253,56 @@ def test_the_command_line_shows_a_key_once_and_keeps_its_hash_alone(tmp_path: Pa
     assert run_service("keys", "remove", "search", keys_file=file).returncode == 0
     assert parse_keys(file.read_text()) == ()
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_keys_added_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+
+    def add(number: int) -> None:
+        entry = entry_of("x", {"sha256": f"{number:064x}"})
+        rewrite(file, lambda text: with_key(text, f"key-{number}", entry), new=HEADING)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add, range(24)))
+    assert {found.name for found in parse_keys(file.read_text())} == {f"key-{number}" for number in range(24)}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="who is not root can't write into another user's name")
+def test_a_changed_file_stays_its_owners_and_where_that_fails_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    # Not in pytest's own folder, which is closed to other users.
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        file = Path(folder) / "keys.toml"
+        file.write_text("")
+        os.chmod(file, 0o640)
+        os.chown(file, 10001, 10002)
+        write_file(file, "# changed\n")
+        found = file.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, 10002, 0o640)
+        assert not caplog.records
+        os.seteuid(10003)
+        try:
+            write_file(file, "# changed again\n")
+        finally:
+            os.seteuid(0)
+        assert file.stat().st_uid == 10003
+    assert "belonged to user 10001, group 10002 and now to you" in caplog.text
+
+
+@pytest.mark.parametrize("text", ['SECRET = "x"', "[SECRET]", "[a]\nSECRET = 1", "[SECRET]\n[SECRET]", '["a: SECRET"]'])
+def test_a_key_pasted_as_a_name_is_refused_and_not_shown(text: str) -> None:
+    secret = new_secret()
+    with pytest.raises(KeysError, match="me5_…") as raised:
+        parse_keys(text.replace("SECRET", secret))
+    assert secret[4:20] not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("moment", "year"), [("9999-12-31T23:59:59-12:00", "9999"), ("0001-01-01T00:00:00+12:00", "1-")]
+)
+def test_the_first_and_the_last_moments_there_are_can_be_listed(moment: str, year: str) -> None:
+    (found,) = parse_keys(f'[a]\nsha256 = "{HASH}"\nexpires = {moment}\n')
+    assert year in found.describe(0.0)
 
 
 def test_without_a_file_the_command_says_which_setting_names_one() -> None:

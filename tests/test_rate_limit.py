@@ -72,11 +72,14 @@ def test_a_bucket_of_another_size_misses_what_the_old_one_missed() -> None:
     bucket = Bucket(60, 100, 0.0)
     assert bucket.take(70, 0.0)
     assert bucket.resized(600, 1000, 0.0).remaining(0.0) == 930
-    assert bucket.resized(60, 50, 0.0).remaining(0.0) == -20
-    # Nothing can be taken from it until the missing tokens are back.
+
+
+def test_a_lowered_limit_leaves_an_empty_bucket_and_no_debt() -> None:
+    bucket = Bucket(1_000_000, 1_000_000, 0.0)
+    assert bucket.take(1_000_000, 0.0)
     small = bucket.resized(60, 50, 0.0)
-    assert not small.take(1, 20.0)
-    assert small.take(1, 21.1)
+    assert small.remaining(0.0) == 0
+    assert small.wait_s(1, 0.0) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

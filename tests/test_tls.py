@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,16 @@ PATIENCE_S = 30.0
 BODY = {"inputs": "how deep is the harbour?"}
 
 
-def make_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for this machine that is its own authority, and its key."""
+EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+RSA = ("rsa:2048",)
+
+
+def make_pair(folder: Path, name: str, kind: Sequence[str] = EC) -> tuple[Path, Path]:
+    """A certificate for this machine that is its own authority, and its key of this kind."""
     cert, key = folder / f"{name}.crt", folder / f"{name}.key"
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("openssl", "req", "-x509", "-newkey", *kind, "-nodes"),
             *("-keyout", key, "-out", cert, "-days", "2", "-subj", f"/CN={name}"),
             *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
         ],
@@ -95,7 +99,7 @@ class Secure:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Certificates by name."""
     folder = tmp_path_factory.mktemp("pairs")
-    return {name: make_pair(folder, name) for name in ("first", "second")}
+    return {name: make_pair(folder, name, kind) for name, kind in (("first", EC), ("second", EC), ("rsa", RSA))}
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +231,15 @@ def test_a_renewed_certificate_is_shown_to_new_connections_and_the_old_ones_go_o
         assert opened_before.post("/embed", json=BODY).status_code == 200
     secure.put(pairs["first"])
     assert eventually(lambda: secure.common_name() == "first")
+
+
+def test_a_pair_of_another_type_of_key_replaces_the_one_before(
+    secure: Secure, pairs: dict[str, tuple[Path, Path]]
+) -> None:
+    # OpenSSL would show an EC pair rather than an RSA one, if the two were in one context.
+    for name in ("rsa", "first"):
+        secure.put(pairs[name])
+        assert eventually(lambda name=name: secure.common_name() == name)  # type: ignore[misc]
 
 
 def test_a_pair_that_can_not_be_used_is_refused_with_what_is_wrong(

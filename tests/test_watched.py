@@ -34,6 +34,8 @@ def parse(contents: list[bytes]) -> bytes:
     """A file is good unless it says that it is bad."""
     if b"bad" in contents[0]:
         raise KeysError("it is bad")
+    if b"fault" in contents[0]:
+        raise OverflowError("a fault of the program")
     return contents[0]
 
 
@@ -92,6 +94,24 @@ def test_what_can_not_be_used_is_told_once_and_what_was_in_force_stays(
     assert len(errors) == 2
     assert "is not used, what was in force stays: it is bad" in errors[0]
     assert "No such file" in errors[1]
+
+
+def test_a_fault_of_the_program_does_not_end_the_watch_and_is_logged_with_its_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"one")
+
+    async def meet_a_fault(seen: Seen) -> None:
+        path.write_bytes(b"fault")
+        await seen.until(lambda: seen.told == [False])
+        path.write_bytes(b"two")
+        await seen.until(lambda: seen.told == [False, True])
+
+    assert watching(path, meet_a_fault).used == [b"two"]
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert error.exc_info is not None
+    assert error.exc_info[0] is OverflowError
 
 
 def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:
