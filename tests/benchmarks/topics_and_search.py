@@ -41,8 +41,7 @@ from service.settings import load_settings
 Vectors = NDArray[np.float32]
 # The paragraphs' numbers are the same in all languages and go by article, five of each.
 ARTICLES, PARAGRAPHS_AN_ARTICLE = 48, 5
-LEAST_TEXTS = (5, 10, 20)
-HITS = 10
+LEAST_TEXTS, HITS = (5, 10, 20), 10
 # What topics are judged by, and how it is printed.
 JUDGED = {"topics": ".0f", "in none": ".0%", "together": ".0%", "by article": ".2f", "by language": ".2f"}
 
@@ -108,11 +107,11 @@ def judged(paragraphs: Sequence[Item], topics: Numbers) -> dict[str, float]:
     return dict(zip(JUDGED, map(float, values), strict=True))
 
 
-def cosines_of_translations(paragraphs: Sequence[Item], vectors: Vectors) -> list[float]:
+def cosines_of_translations(paragraphs: Sequence[Item], vectors: Vectors) -> NDArray[np.float64]:
     """Quartiles of the cosines between two translations of a paragraph."""
     numbers = np.array([item.number for item in paragraphs])
     found = [vectors[numbers == each] @ vectors[numbers == each].T for each in np.unique(numbers)]
-    return np.quantile([square[np.triu_indices(len(square), 1)] for square in found], (0.25, 0.5, 0.75)).tolist()
+    return np.quantile([square[np.triu_indices(len(square), 1)] for square in found], (0.25, 0.5, 0.75))
 
 
 def make_index(folder: Path, model: Model, paragraphs: Sequence[Item], vectors: Vectors) -> PassageIndex:
@@ -191,8 +190,8 @@ def main() -> None:
         search = measure_search(paragraphs, passages, questions, asking, Path(folder))
     ways = dict.fromkeys(next(iter(search.values())), ".3f")
     print_table(f"MRR@{HITS}, {len(questions):,} questions; the answer is", search, ways)
-    result = {"machine": describe(), "model": load_settings().model}
-    result |= {"topics": topics, "cosines": cosines, "search": search}
+    about = {"machine": describe(), "model": load_settings().model}
+    result = {**about, "topics": topics, "cosines": cosines.tolist(), "search": search}
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
