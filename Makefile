@@ -38,7 +38,7 @@ DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uid
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients bulk-bench mining-bench clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients bulk-bench mining-bench applications-bench clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -99,6 +99,9 @@ bench: $(TEST_STAMP)  ## the gateway beside other servers and its own engine, wr
 
 mining-bench: $(TEST_STAMP)  ## translations mined among distractors, and beside brute force; needs ME5_DATA
 	$(BIN)/python tests/benchmarks/mining.py --data "$(ME5_DATA)"
+
+applications-bench: $(TEST_STAMP)  ## topics and search across languages, how good they are; needs ME5_DATA
+	$(BIN)/python tests/benchmarks/topics_and_search.py --data "$(ME5_DATA)"
 
 bench-report: $(TEST_STAMP)  ## README.md and the plot again, from docs/bench.json
 	$(BIN)/python tests/benchmarks/bench.py --render

@@ -89,8 +89,9 @@ def _open_graph(graph: faiss.IndexHNSWFlat, vectors: Vectors) -> float:
 def with_words(index: PassageIndex, tokenizer: Tokenizer) -> PassageIndex:
     """The index with BM25 over all its passages, written; all their words are held in memory meanwhile.
 
-    With it the MRR@10 of XQuAD's questions in eight languages over the paragraphs of all goes from 0.70 to 0.83, and
-    where the paragraph is in other languages alone from 0.38 to 0.37 (me5_nano, ranks fused).
+    With it the MRR@10 of XQuAD's questions in eight languages over the paragraphs of all goes from 0.72 to 0.84, and
+    where the paragraph is in other languages alone from 0.39 to 0.37 (me5_nano, ranks fused;
+    tests/benchmarks/topics_and_search.py).
     """
     texts = list(index.texts())
     ranker = bm25s.BM25()
