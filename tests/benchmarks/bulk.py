@@ -46,7 +46,8 @@ from service.bulk.windows import batches_by_tokens
 from service.engine import Engine, open_engine, vectors_of
 from service.ready import opened
 from service.recipe.prompts import format_text
-from service.recipe.tokens import TokenBatch, pad, tokenize
+from service.recipe.spec import TOKENIZER_FILE
+from service.recipe.tokens import TokenBatch, load_tokenizer, pad, tokenize
 from service.settings import load_settings
 from service.shapes import shapes_of
 
@@ -105,11 +106,13 @@ class Alone:
 
     def __init__(self, vectorizer: Embedded, engine: Engine, streams: int) -> None:
         self._model, self._engine, self._streams = vectorizer.model, engine, streams
+        # Its own: the job's remembers words, and would find those of the piece there already.
+        self._tokenizer = load_tokenizer(vectorizer.model.folder / TOKENIZER_FILE)
 
     def batches(self, texts: Sequence[str]) -> list[TokenBatch]:
         """Texts tokenised, sorted by length as a whole, and padded."""
         spec = self._model.spec
-        rows = tokenize(self._model.tokenizer, [format_text(text, spec.prompts, WISH.role) for text in texts], 512)
+        rows = tokenize(self._tokenizer, [format_text(text, spec.prompts, WISH.role) for text in texts], 512)
         shapes = shapes_of(self._engine.name, spec.max_tokens)
         lengths = [len(row.ids) for row in rows]
         return [
@@ -225,10 +228,10 @@ def undisturbed(corpus: Path, output: Path) -> None:
 
 
 def killed(corpus: Path, output: Path, kills: int, wanted: Path, seed: int) -> None:
-    """The same job, killed at random times; prints whether the bytes are the same."""
+    """The same job, killed at random times, at most once a window; prints whether the bytes are the same."""
     rng = random.Random(seed)
     windows = json.loads(wanted.with_name(f"{wanted.name}.manifest.json").read_text())["counts"]["windows"]
-    parts = Parts(output)
+    parts, kills = Parts(output), min(kills, windows - 1)
     for number, enough in enumerate(sorted(rng.sample(range(windows - 1), kills)), start=1):
         running = subprocess.Popen(command(corpus, output), cwd=ROOT, stdout=subprocess.DEVNULL)
         while not parts.folder.exists() or len(parts.done()) < enough:
