@@ -63,8 +63,10 @@ def create_app(
     foreign_tokens = None if settings.openai_tokens is None else ForeignTokens(settings.openai_tokens)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(gateway: FastAPI) -> AsyncIterator[None]:
         await embedder.start()
+        # Made now: it takes long enough for requests to notice.
+        gateway.openapi()
         end_watch = watch_lag(embedder.metrics.event_loop_lag_s.observe)
         watching = None if gate is None else asyncio.create_task(gate.watch())
         yield
@@ -83,6 +85,8 @@ def create_app(
         # FastAPI's own pages fetch their scripts from a CDN; these come with a package and work without a network.
         docs_url=None,
         redoc_url=None,
+        # To an address made of whatever the Host header says, by http though the client may have come by https.
+        redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
     )
     patch_fastapi(app, redirect_from_root_to_docs=False)
@@ -194,11 +198,16 @@ class Front:
         try:
             if refused is not None:
                 await error_response(scope["path"], refused)(scope, receive, send_with_id)
-            elif endpoint is None:
-                await self.app(scope, receive, send_with_id)
-            else:
+            elif endpoint is not None:
                 response = await _answered(endpoint, Request(scope, receive, send_with_id))
                 await response(scope, receive, send_with_id)
+            elif scope["path"].endswith("\n"):
+                # The `$` of the router's patterns matches before a line's end, too.
+                await error_response(scope["path"], NotFound("no such route; see /docs"))(scope, receive, send_with_id)
+            else:
+                # What answers a GET answers a HEAD; the server leaves the body out.
+                seen = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self.app(seen, receive, send_with_id)
         except Exception as error:
             known_as = "" if trace is None else f", trace {trace.trace_id}"
             log.exception("unhandled error, request %s%s", request_id.decode(), known_as)
@@ -267,7 +276,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     response.headers.update(error.headers or {})
     if error.status_code == 405 and (allowed := METHODS.get(path)):
         # Starlette names those of the first route with this path alone.
-        response.headers["allow"] = ", ".join(sorted(allowed))
+        response.headers["allow"] = ", ".join(sorted({*allowed, "HEAD"} if "GET" in allowed else allowed))
     return response
 
 

@@ -6,7 +6,7 @@ Format: openai/tiktoken, tiktoken/load.py: a line for each token, its bytes in b
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from service.errors import InvalidInput, SettingsError
@@ -36,10 +36,12 @@ class ForeignTokens:
             ) from error
         self._bytes: list[bytes | None] = [found.get(number) for number in range(max(found) + 1)]
 
-    def texts(self, rows: Sequence[str | list[int]]) -> Iterator[list[str]]:
+    def texts(self, rows: Sequence[str | list[int]], hold: Callable[[int], None]) -> Iterator[list[str]]:
         """Rows of ids as texts, texts as they are, in parts of about IDS_A_SLICE ids: a part may hold no text yet.
 
-        Ids that end within a character leave the replacement character there.
+        Ids that end within a character leave the replacement character there.   hold: told how many bytes each slice of
+        ids stands for before they are joined, and may refuse: of ids of a hundred bytes each, a body of ten megabytes
+        would make hundreds.
         """
         part: list[str] = []
         size = 0
@@ -50,7 +52,7 @@ class ForeignTokens:
             pieces: list[bytes] = []
             for start in range(0, len(row), IDS_A_SLICE):
                 ids = row[start : start + IDS_A_SLICE]
-                pieces.append(self._joined(ids, index))
+                pieces.append(self._joined(ids, index, hold))
                 size += len(ids)
                 if size >= IDS_A_SLICE:
                     yield part
@@ -58,12 +60,13 @@ class ForeignTokens:
             part.append(b"".join(pieces).decode("utf-8", "replace"))
         yield part
 
-    def _joined(self, ids: list[int], index: int) -> bytes:
+    def _joined(self, ids: list[int], index: int, hold: Callable[[int], None]) -> bytes:
         try:
             if min(ids) < 0:
                 # Python would count from the end.
                 raise IndexError
-            return b"".join([self._bytes[number] for number in ids])  # type: ignore[misc]
+            tokens: list[bytes] = [self._bytes[number] for number in ids]  # type: ignore[misc]
+            size = sum(map(len, tokens))
         except (IndexError, TypeError):
             known = self._bytes
             wrong = next(number for number in ids if not 0 <= number < len(known) or known[number] is None)
@@ -71,3 +74,5 @@ class ForeignTokens:
                 f"input {index}: token id {str(wrong)[:40]} is not in {self.path.name}; send texts, or set "
                 "ME5_OPENAI_TOKENS to the vocabulary that the client uses"
             ) from None
+        hold(size)
+        return b"".join(tokens)

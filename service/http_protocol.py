@@ -11,6 +11,7 @@ import orjson
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.answering import CUT
 from service.errors import HeadersTooLarge, Me5Error, RequestTimeout, TooManyConnections
 from service.metrics import Metrics
 
@@ -170,6 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        cycle.scope[CUT] = self._cut  # type: ignore[literal-required]
         super()._start_asgi_task(cycle, app)
 
     def _tell_running_request(self) -> None:

@@ -50,6 +50,11 @@ class Job:
     trace: RequestTrace | None = None
     starts: NDArray[np.int64] | None = None
 
+    @property
+    def rows(self) -> int:
+        """N, the number of texts."""
+        return len(self.vectors if self.starts is None else self.starts)
+
     def put(self, row: int, found: NDArray[np.float32]) -> None:
         """What the engine gave for a text: its vector [D], or its token states [n, D]."""
         if self.starts is None:

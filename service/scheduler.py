@@ -157,7 +157,7 @@ class Scheduler:
     def _expire(self, job: Job) -> None:
         if not job.done.done():
             self._metrics.rejected_requests.labels("deadline").inc()
-            job.fail(DeadlineExceeded(waiting=job.remaining, total=len(job.vectors)))
+            job.fail(DeadlineExceeded(waiting=job.remaining, total=job.rows))
 
     def _fail_all(self, error: Me5Error) -> None:
         for waiting in self._lanes.values():

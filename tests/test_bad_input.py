@@ -256,7 +256,9 @@ def test_a_wrong_method_is_told_which_one_is_right(client: httpx.Client, path: s
         assert response.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/embed/nope", "/v1", "/embed%00", "/%ff"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/v1/nope", "/embed/nope", "/v1", "/embed%00", "/%ff", "/embed/", "/v1/embeddings/", "/info/"]
+)
 def test_an_unknown_route_is_a_404_in_the_facades_shape(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST"):
         response = client.request(method, path)
@@ -489,3 +491,19 @@ def test_a_golden_file_of_another_shape_is_named(copy: Path, edit: Callable[[Jso
 def test_the_shipped_model_is_found_by_name_and_version_and_folder(shipped: Path) -> None:
     assert load_spec(shipped).name == SHIPPED_MODEL
     assert shipped == MODEL_REPO / SHIPPED_MODEL / shipped.name
+
+
+def test_a_path_that_ends_with_a_line_is_no_route(client: httpx.Client) -> None:
+    for path in ("/embed%0A", "/v1/embeddings%0A", "/info%0A"):
+        for method in ("GET", "POST"):
+            answer = client.request(method, path, json={"inputs": "a", "input": "a", "surprise": 1})
+            assert answer.status_code == 404, path
+            refused(answer, 404, "no", "route", "/docs")
+
+
+def test_head_is_answered_wherever_get_is_without_a_body(client: httpx.Client) -> None:
+    for path in ("/livez", "/readyz", "/health", "/", "/docs", "/info", "/playground", "/v1/models/me5_nano"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert client.head("/embed").status_code == 405
+    assert client.put("/info").headers["allow"] == "GET, HEAD"

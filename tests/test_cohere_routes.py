@@ -146,8 +146,11 @@ def test_parts_of_an_input_are_lines_of_one_text(client: httpx.Client) -> None:
         ({"texts": None, "inputs": {"content": []}}, ("`inputs`", "list")),
         ({"texts": None, "inputs": [{"content": [{"type": "text", "text": 5}]}]}, ("input 0", "a number")),
         ({"texts": ["a", [5]]}, ("input 1", "numbers")),
-        ({"embedding_types": ["float", "float16"]}, ("embedding_types.1", "'float16'")),
-        ({"output_dimension": 5000}, ("5000", "384")),
+        ({"embedding_types": ["float", "float16", "float17"]}, ("embedding_types.1", "'float16'")),
+        ({"output_dimension": 5000}, ("`output_dimension` is 5000", "384")),
+        ({"output_dimension": 0}, ("`output_dimension` is 0", "384")),
+        ({"embedding_types": ["float"] * 13}, ("`embedding_types`", "13", "the limit is 12")),
+        ({"truncate": ["END"]}, ("`truncate`", "a list")),
         ({"truncate": "MIDDLE"}, ("truncate", "MIDDLE")),
         ({"priority": 1000}, ("priority", "999")),
     ],
@@ -193,3 +196,16 @@ def test_unknown_fields_are_counted_under_one_route(client: httpx.Client) -> Non
     embed(client, surprise=1)
     embed(client, "/v1/embed", surprise=1, another=2)
     assert scrape(client)[counter] - before == 3
+
+
+def test_of_countless_types_none_is_looked_at(client: httpx.Client) -> None:
+    message = refused(client, embedding_types=["float16"] * 99_000)
+    assert "the limit is 12" in message
+    # Each of them, told, would be an error of its own.
+    assert "float16" not in message
+
+
+def test_a_body_of_null_is_told_what_it_has_to_be(client: httpx.Client) -> None:
+    answer = client.post("/v2/embed", content=b"null")
+    assert answer.status_code == 422
+    assert answer.json()["message"] == "the body must be a JSON object"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,10 +15,17 @@ import onnx
 import pytest
 from gateway_process import Gateway
 from metric_series import scrape, series
+from starlette.types import Message, Receive, Scope, Send
 
+from service.api.answering import CUT, Streamed
 from service.api.embed_all import STATES_BYTES_MAX
+from service.api.encoding import NUMBERS_A_SLICE
+from service.api.intake import Intake
+from service.api.turns import Turns
 from service.engine import Engine, open_engine
+from service.errors import Overloaded
 from service.graph_states import states_tensor, with_output
+from service.metrics import Metrics
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.spec import MODEL_FILE, ModelSpec
 from service.recipe.tokens import TokenBatch, pad
@@ -178,3 +189,82 @@ def test_states_that_can_not_be_told_apart_are_not_guessed(tmp_path: Path, spec:
 def test_padding_changes_no_row(engine: Engine) -> None:
     alone = engine.states(TokenBatch(BATCH.ids[1:, :3], BATCH.mask[1:, :3]))[0]
     np.testing.assert_allclose(engine.states(BATCH)[1, :3], alone, atol=1e-3)
+
+
+def test_states_that_are_read_slowly_leave_half_of_the_room_to_bodies() -> None:
+    intake = Intake(1000, Metrics())
+    readers: list[Scope] = [{}, {}]
+    for reader in readers:
+        intake.take(reader, 10)
+        intake.take_states(reader, 250)
+    with pytest.raises(Overloaded):
+        intake.take_states({}, 1)
+    sender: Scope = {}
+    intake.take(sender, 480)
+    with pytest.raises(Overloaded):
+        intake.take({}, 1)
+    for scope in (*readers, sender):
+        intake.release(scope)
+    # Alone, a request always has room; and what it has beyond its share is nobody else's loss.
+    intake.take_states(readers[0], 5000)
+    intake.take(sender, 500)
+
+
+def streamed_to(send: Send, receive: Receive, parts: Iterator[bytes]) -> list[str]:
+    """Send an answer in parts; why the connection was cut."""
+    cut: list[str] = []
+    asyncio.run(Streamed(Turns(), parts, [], grace_s=0.1)({"type": "http", CUT: cut.append}, receive, send))
+    return cut
+
+
+async def never() -> Message:
+    """Nothing comes from a client that waits for its answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def test_who_takes_an_answer_too_slowly_on_the_whole_is_cut() -> None:
+    async def send(_: Message) -> None:
+        await asyncio.sleep(0.02)
+
+    # 20 ms for each part, none of which is long in coming: of 10 bytes too slow, of 64 KiB fast enough.
+    slow, quick = iter([b"a" * 10] * 200), iter([b"a" * 65536] * 20)
+    assert streamed_to(send, never, slow) == ["not_reading"]
+    assert next(slow, None) is not None
+    assert streamed_to(send, never, quick) == []
+    assert next(quick, None) is None
+
+
+def test_nothing_more_is_written_for_a_client_that_has_gone() -> None:
+    sent = 0
+    gone = asyncio.Event()
+
+    async def send(_: Message) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 3:
+            gone.set()
+
+    async def receive() -> Message:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    assert streamed_to(send, receive, iter([b"a" * 65536] * 200)) == []
+    assert sent < 10
+
+
+def test_an_answer_for_http_1_0_comes_whole_and_in_no_chunks(gateway: Gateway) -> None:
+    body = json.dumps({"inputs": "many words " * 100}).encode()
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"POST /embed_all HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        head, _, found = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    (rows,) = json.loads(found)
+    assert len(rows) * len(rows[0]) > NUMBERS_A_SLICE
+
+
+def test_what_could_not_be_computed_in_time_is_counted_in_texts(client: httpx.Client) -> None:
+    answer = client.post("/embed_all", json={"inputs": LONG[:3]}, headers={"x-me5-timeout-ms": "1"})
+    assert answer.status_code == 504
+    assert "of 3 texts" in answer.json()["error"]

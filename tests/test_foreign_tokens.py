@@ -27,7 +27,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ForeignTokens:
 
 def decoded(vocabulary: ForeignTokens, rows: list[str | list[int]]) -> list[str]:
     """The texts of all parts."""
-    return [text for part in vocabulary.texts(rows) for text in part]
+    return [text for part in vocabulary.texts(rows, lambda _: None) for text in part]
 
 
 def test_ids_are_the_text_they_stand_for(vocabulary: ForeignTokens) -> None:
@@ -42,7 +42,7 @@ def test_a_character_that_is_cut_in_two_leaves_a_mark(vocabulary: ForeignTokens)
 def test_many_ids_are_read_in_parts_that_lose_nothing(vocabulary: ForeignTokens) -> None:
     # A slice may end within a character: bytes are joined before they are read.
     ids = list("東京の人口".encode()) * 5000
-    parts = list(vocabulary.texts([ids, [HARBOUR]]))
+    parts = list(vocabulary.texts([ids, [HARBOUR]], lambda _: None))
     assert len(parts) > len(ids) // IDS_A_SLICE
     assert [text for part in parts for text in part] == ["東京の人口" * 5000, "harbour"]
 
@@ -101,3 +101,13 @@ def test_a_too_long_text_may_be_413_in_teis_own_words(exact: httpx.Client) -> No
         ("/embed_all", long),
     ):
         assert exact.post(path, json=body).status_code == 413, path
+
+
+def test_ids_that_stand_for_more_text_than_a_body_may_have_are_refused_before_it_is_made(exact: httpx.Client) -> None:
+    # Three bytes of JSON each, eight bytes of text: all within the limits of a body, and its text is not.
+    limit = exact.get("/info").json()["max_body_bytes"]
+    ids = b",".join([b"%d" % HARBOUR] * 90_000)
+    answer = exact.post("/v1/embeddings", content=b'{"input":[' + b",".join([b"[%s]" % ids] * 20) + b"]}")
+    assert limit < 20 * 90_000 * 7
+    assert answer.status_code == 422, answer.text
+    assert "ME5_MAX_BODY_BYTES" in answer.json()["error"]["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import TypeVar
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.encoding import CHARS_A_SLICE, NUMBERS_A_SLICE
-from service.api.reading import embedder_of, header_of, turns_of
+from service.api.reading import BODY_BYTES_PER_S, BODY_GRACE_S, embedder_of, header_of, turns_of
 from service.api.turns import Turns
 from service.asking import Answer, Ask, role_label
 from service.errors import InvalidInput, ranges
@@ -22,6 +23,14 @@ TIMEOUT_HEADER = "x-me5-timeout-ms"
 LANE_HEADER = "x-me5-lane"
 
 HEADER_CHARS_MAX = 1000
+
+# Where a request's scope has what cuts its connection, told the reason.
+CUT = "me5_cut"
+# How fast a streamed answer has to be taken, on the whole; as fast as a body has to come.
+SEND_GRACE_S = BODY_GRACE_S
+SEND_BYTES_PER_S = BODY_BYTES_PER_S
+
+log = logging.getLogger("me5.answering")
 
 T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
@@ -49,22 +58,44 @@ class Parts(Response):
 
 
 class Streamed(Response):
-    """A JSON response of which no more is there at a time than the piece that is being sent."""
+    """A JSON response of which no more is there at a time than the piece that is being sent.
 
-    def __init__(self, turns: Turns, parts: Iterator[bytes], headers: Headers) -> None:
+    What it is made of is held until its last byte is taken, so a client that reads slower than SEND_BYTES_PER_S after
+    a grace is cut, and nothing more is written for one that has gone.
+    """
+
+    def __init__(
+        self, turns: Turns, parts: Iterator[bytes], headers: Headers, *, grace_s: float = SEND_GRACE_S
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.turns = turns
         self.parts = parts
+        self.grace_s = grace_s
         self.raw_headers = [*headers, (b"content-type", b"application/json")]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(Request(scope, receive), self._send(send))
+        except ClientGone:
+            return
+        except TimeoutError:
+            log.info("an answer was read slower than %d bytes/s; its connection is cut", SEND_BYTES_PER_S)
+            scope[CUT]("not_reading")
+
+    async def _send(self, send: Send) -> None:
+        """Every part. Raises TimeoutError where the client takes too long."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         part: bytes | None = b""
+        # Time that the client takes; to wait for a turn is ours.
+        patience_s = self.grace_s
         while part is not None:
             async with self.turns:
                 part = next(self.parts, None)
-            await send({"type": "http.response.body", "body": part or b"", "more_body": part is not None})
+            started = time.monotonic()
+            async with asyncio.timeout(patience_s):
+                await send({"type": "http.response.body", "body": part or b"", "more_body": part is not None})
+            patience_s += len(part or b"") / SEND_BYTES_PER_S - (time.monotonic() - started)
 
 
 async def answer(request: Request, ask: Ask) -> Answer:

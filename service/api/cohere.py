@@ -19,7 +19,7 @@ from service.api.answering import answer, respond
 from service.api.encoding import TYPES, Kind, json_list, json_texts, scale_of, typed
 from service.api.facade import INTEGER, NUMBERS, TEXT, Facade, array_of, object_of
 from service.api.options import InputTypeName, Options, Texts, ask_of, role_of_model
-from service.api.reading import Body, embedder_of, kind_of, parse_texts, read
+from service.api.reading import Body, embedder_of, kind_of, parse_texts, read, upper
 from service.api.schema import schema_of
 from service.asking import Answer
 from service.embedder import Embedder
@@ -35,8 +35,20 @@ router = APIRouter()
 
 # Looked at one by one, in a few milliseconds.
 PARTS_MAX = 10_000
+# Each of the types, given twice even.
+KINDS_MAX = 2 * len(TYPES)
 
-Truncate = Annotated[Literal["NONE", "START", "END"], BeforeValidator(lambda value: str(value).upper())]
+Truncate = Annotated[Literal["NONE", "START", "END"], BeforeValidator(upper)]
+
+
+def few(value: object) -> object:
+    """What may be a list of types. To tell of each of a hundred thousand wrong ones would take a third of a second."""
+    if isinstance(value, list) and len(value) > KINDS_MAX:
+        raise InvalidInput(f"`embedding_types` holds {len(value)} types, the limit is {KINDS_MAX}; send each once")
+    return value
+
+
+Kinds = Annotated[list[Kind], BeforeValidator(few)]
 _PART = {
     "type": "object",
     "required": ["type", "text"],
@@ -61,7 +73,7 @@ class EmbedBody(Body):
     texts: Texts | None = None
     inputs: Contents | None = Field(default=None, description="texts in parts, in place of `texts`")
     images: Nothing = Field(default=None, description="refused: the model reads text")
-    embedding_types: list[Kind] | None = Field(
+    embedding_types: Kinds | None = Field(
         default=None,
         description="float; base64 of little-endian float32; int8: round(component × scale) from -127 to 127, the "
         "scale in /info; uint8: int8 + 128; ubinary: a bit a component, 1 where it is above zero, eight to a byte, the "
@@ -161,6 +173,9 @@ async def _answer(request: Request, body: EmbedBody, *, version: str, kinds: lis
         truncate=body.truncate != "NONE",
         truncation_direction="left" if body.truncate == "START" else "right",
     )
+    wanted, dimension = body.output_dimension, embedder.model.spec.dimension
+    if wanted is not None and not 0 < wanted <= dimension:
+        raise InvalidInput(f"`output_dimension` is {wanted}, this model has 1 to {dimension}")
     role = role_of_model(request, body.model or "")
     ask = ask_of(request, [*texts], options, dimensions=body.output_dimension, default_role=role)
     if body.priority is not None and ask.lane is None:

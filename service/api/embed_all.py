@@ -29,6 +29,8 @@ router = APIRouter()
 
 # Of one request: 10,900 tokens of me5_nano, 4,096 of a model with 1024 components.
 STATES_BYTES_MAX = 16 * 2**20
+# An answer that can't be streamed is there as JSON too, whole: up to 16 bytes a number beside its four.
+WHOLE_COPIES = 5
 
 
 class EmbedAllBody(Options):
@@ -59,17 +61,20 @@ async def embed_all(request: Request) -> Response:
         raise InvalidInput("`instruction_weight` mixes vectors, not token states; leave it out")
     inputs = await parse_inputs_in_turns(request, body.inputs, "inputs")
     intake: Intake = request.app.state.intake
+    # HTTP/1.0 knows no chunks.
+    streams = request.scope["http_version"] != "1.0"
 
     def hold(count: int) -> None:
-        if count > STATES_BYTES_MAX:
+        limit = STATES_BYTES_MAX if streams else STATES_BYTES_MAX // WHOLE_COPIES
+        if count > limit:
             raise InvalidInput(
-                f"the token states of these inputs take {count} bytes, the limit is {STATES_BYTES_MAX} a request; "
-                "send fewer or shorter texts a request"
+                f"the token states of these inputs take {count} bytes, the limit is {limit} a request; "
+                f"send fewer or shorter texts a request{'' if streams else ', or speak HTTP/1.1'}"
             )
-        intake.take(request.scope, count)
+        intake.take_states(request.scope, count if streams else count * WHOLE_COPIES)
 
     found = await answer(request, replace(ask_of(request, inputs, body), hold_states=hold))
-    if found.vectors.size <= NUMBERS_A_SLICE:
+    if found.vectors.size <= NUMBERS_A_SLICE or not streams:
         return await respond(request, found, _pieces(found))
     return Streamed(turns_of(request), _pieces(found), headers_of(request, found))
 

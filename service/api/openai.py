@@ -17,10 +17,11 @@ from service.api.answering import answer, json_response, respond
 from service.api.binary import BINARY, BINARY_HEADERS, binary_type, respond_binary
 from service.api.encoding import convert, openai_list
 from service.api.facade import INTEGER, NUMBERS, TEXT, Facade, array_of, object_of
+from service.api.intake import Intake
 from service.api.options import ROLE_IN_ADDRESS, Inputs, Options, ask_of, role_of_model, split_model_name
 from service.api.reading import embedder_of, parse_inputs_in_turns, read, turns_of
 from service.api.schema import schema_of
-from service.errors import MalformedRequest, Me5Error, NotFound, name_inputs
+from service.errors import InvalidInput, MalformedRequest, Me5Error, NotFound, name_inputs
 from service.foreign_tokens import ForeignTokens
 
 
@@ -138,7 +139,20 @@ async def _texts_of_ids(request: Request, inputs: list[str | list[int]]) -> list
             "send texts (langchain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to "
             "POST /embed, or let the server read them by ME5_OPENAI_TOKENS"
         )
-    parts = await turns_of(request).collect(vocabulary.texts(inputs))
+    intake: Intake = request.app.state.intake
+    limit, size = embedder_of(request).settings.max_body_bytes, 0
+
+    def hold(count: int) -> None:
+        nonlocal size
+        size += count
+        if size > limit:
+            raise InvalidInput(
+                f"the texts of these token ids take more than {limit} bytes, as many as a body may have "
+                "(ME5_MAX_BODY_BYTES); send fewer or shorter inputs a request"
+            )
+        intake.take(request.scope, count)
+
+    parts = await turns_of(request).collect(vocabulary.texts(inputs, hold))
     return [text for part in parts for text in part]
 
 

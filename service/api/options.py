@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from service.api.answering import LANE_HEADER, timeout_s_of
 from service.api.guard import caller_of
-from service.api.reading import Body, client_of, embedder_of, header_of
+from service.api.reading import Body, client_of, embedder_of, header_of, lower
 from service.asking import Ask
 from service.batching import LANES, Lane
 from service.errors import InvalidInput
@@ -29,7 +29,7 @@ Inputs = Annotated[object, WithJsonSchema(INPUTS_SCHEMA)]
 TEXTS_SCHEMA = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Texts = Annotated[object, WithJsonSchema(TEXTS_SCHEMA)]
 # TEI takes both spellings, and clients send both.
-Side = Annotated[Literal["left", "right"], BeforeValidator(lambda value: str(value).lower())]
+Side = Annotated[Literal["left", "right"], BeforeValidator(lower)]
 InputTypeName = Annotated[str, WithJsonSchema({"type": "string", "enum": list(INPUT_TYPES)})]
 ROLE_NAME = "input_type"
 # For clients that know one address and no roles.

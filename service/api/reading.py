@@ -139,6 +139,16 @@ async def parse_inputs_in_turns(
     return [item for part in parts for item in part]
 
 
+def lower(value: object) -> object:
+    """A text in lower case; anything else as it is, not written out for the sake of being refused."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def upper(value: object) -> object:
+    """A text in upper case; anything else as it is."""
+    return value.upper() if isinstance(value, str) else value
+
+
 def kind_of(value: object) -> str:
     """What a value is, for a message: "null", "a number", "an object"."""
     kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
@@ -248,7 +258,7 @@ def _explain(error: ValidationError, shape: type[Body]) -> InvalidInput:
     items = error.errors(include_url=False, include_context=False)
     if not items[0]["loc"]:
         needed = [name for name, field in shape.model_fields.items() if field.is_required()]
-        return InvalidInput(f"the body must be a JSON object with {', '.join(needed)}")
+        return InvalidInput(f"the body must be a JSON object{' with ' if needed else ''}{', '.join(needed)}")
     parts = []
     for item in items[:20]:
         field = ".".join(map(str, item["loc"]))
