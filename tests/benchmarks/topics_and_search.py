@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from machine import describe
 
 from service.applications.languages import languages_of
-from service.applications.passage_index import PassageIndex, adding, publish
+from service.applications.passage_index import PassageIndex, Vectors, adding, publish
 from service.applications.searching import Searcher, by_words, kind_for, with_nearest, with_words
 from service.applications.texts import embed
 from service.applications.topics import NOISE, Numbers, by_density, by_kmeans, centred, lay_out
@@ -38,7 +38,6 @@ from service.ready import opened
 from service.recipe.prompts import InputType
 from service.settings import load_settings
 
-Vectors = NDArray[np.float32]
 # The paragraphs' numbers are the same in all languages and go by article, five of each.
 ARTICLES, PARAGRAPHS_AN_ARTICLE = 48, 5
 LEAST_TEXTS, HITS = (5, 10, 20), 10
@@ -110,8 +109,9 @@ def judged(paragraphs: Sequence[Item], topics: Numbers) -> dict[str, float]:
 def cosines_of_translations(paragraphs: Sequence[Item], vectors: Vectors) -> NDArray[np.float64]:
     """Quartiles of the cosines between two translations of a paragraph."""
     numbers = np.array([item.number for item in paragraphs])
-    found = [vectors[numbers == each] @ vectors[numbers == each].T for each in np.unique(numbers)]
-    return np.quantile([square[np.triu_indices(len(square), 1)] for square in found], (0.25, 0.5, 0.75))
+    squares = [vectors[numbers == each] @ vectors[numbers == each].T for each in np.unique(numbers)]
+    found = [square[np.triu_indices(len(square), 1)] for square in squares]
+    return np.asarray(np.quantile(found, (0.25, 0.5, 0.75)), dtype=np.float64)
 
 
 def make_index(folder: Path, model: Model, paragraphs: Sequence[Item], vectors: Vectors) -> PassageIndex:
