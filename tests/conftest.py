@@ -19,6 +19,8 @@ from service.recipe.spec import ModelSpec, load_spec
 _TOGETHER = {"clients/": "clients", "faults/": "faults", "test_containers": "containers", "test_compose": "containers"}
 
 
+# First: the plug-in that reads the mark has a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file share a gateway, so they run in one process; so do files that share something."""
     for item in items:
