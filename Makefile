@@ -45,9 +45,8 @@ install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 serve: $(SERVE_STAMP)  ## the gateway on http://127.0.0.1:8080 (ME5_PORT)
 	$(BIN)/python -m service serve
 
-test: $(TEST_STAMP)  ## every test; two files at a time, but for those that measure time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not alone"
-	$(BIN)/python -m pytest -m alone
+test: $(TEST_STAMP)  ## every test
+	$(BIN)/python -m pytest
 
 triton: $(TRITON_STAMP)  ## NVIDIA Triton for the tests, in .venv-triton (TRITON_VENV); without it they are skipped
 

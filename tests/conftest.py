@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,6 @@ from gateway_process import MODEL_REPO, SHIPPED_MODEL, Gateway, start_gateway
 
 from service.model import find_version
 from service.recipe.spec import ModelSpec, load_spec
-
-# Files that share something: a record of what was tried, names of containers.
-_TOGETHER = {"clients/": "clients", "faults/": "faults", "test_containers": "containers", "test_compose": "containers"}
-
-
-# Around all others: the plug-in that reads the mark has a hook of the same name.
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """The tests of a file share a gateway, so they run in one process; so do files that share something."""
-    for item in items:
-        name = item.path.relative_to(Path(__file__).parent).as_posix()
-        shared = next((group for start, group in _TOGETHER.items() if name.startswith(start)), name)
-        item.add_marker(pytest.mark.xdist_group(shared))
-    yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,6 @@ from metric_series import scrape, series
 from pydantic_core import from_json
 from worst_bodies import worst_bodies
 
-pytestmark = pytest.mark.alone
-
 PROGRAM = str(Path(__file__).parent / "lag_gateway.py")
 
 # CPU time is measured, which other work stretches little; a shared machine has seconds in which it is fivefold.

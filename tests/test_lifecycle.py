@@ -21,8 +21,6 @@ import pytest
 from gateway_process import Gateway, run_service, start_gateway
 from metric_series import scrape, series, total, wait_until_queue_is_empty
 
-pytestmark = pytest.mark.alone
-
 # `make soak` sends many more.
 MEMORY_REQUESTS = int(os.environ.get("ME5_TEST_REQUESTS", "1500"))
 WORDS = (

@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from flood import bulk
 from overload import TIMEOUT_MS, Fairness, Return, Step, come_back, fairness, measure_capacity, ramp, report
 
-pytestmark = pytest.mark.alone
-
 SECONDS = 2.5
 # Small requests, so that there are enough of them in so short a time on a busy machine too; but not so small that ten
 # times the capacity is more than this process and the gateway can send and refuse on two cores.
