@@ -77,6 +77,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     kinds: dict[str, dict[str, object]] = {
         "free": {},
         "few": {"tokens_per_minute": PER_MINUTE, "burst_tokens": BURST},
+        "small": {"tokens_per_minute": PER_MINUTE, "burst_tokens": BURST},
         "long": {"tokens_per_minute": 1, "burst_tokens": 1000},
         "bulky": {"lane": "bulk"},
         "off": {"disabled": True},
@@ -231,7 +232,7 @@ def test_a_key_bound_to_bulk_has_even_its_queries_there(guarded: Guarded) -> Non
 
 def test_more_texts_than_a_key_may_ever_send_at_once_are_refused_with_what_to_do(guarded: Guarded) -> None:
     for count in (7, 1000):
-        response = guarded.post("few", count)
+        response = guarded.post("small", count)
         assert response.status_code == 413
         assert "send fewer texts" in response.json()["error"]
         assert "retry-after" not in response.headers
