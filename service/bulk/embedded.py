@@ -170,9 +170,9 @@ def _tokenize_beside_the_engine(tokenizer: Tokenizer, *, on_cpu: bool) -> None:
         # Read by the library at every batch. One thread tokenises ten times what the engine computes; more of them
         # would only look for work in each other's queues: 141 in place of 156 µs a text, all that a job does counted.
         os.putenv("TOKENIZERS_PARALLELISM", "false")
-    # Of words whose tokens are known already: it keeps the first so many that it meets. 200,000 texts in many
-    # languages, µs a text: 0 words 105, the library's own 10,000 87, 50,000 72, 200,000 66. Memory grows by 6 MiB while
-    # it fills with 50,000, 20 with 100,000, 52 with 200,000. There is no public name for it.
+    # Of words whose tokens are known already: it keeps the first so many that it meets. 200,000 texts, many languages,
+    # µs a text: 0 words 105, the library's own 10,000 87, 50,000 72, 200,000 66. Memory grows by 6 MiB while it fills
+    # with 50,000, 20 with 100,000, 52 with 200,000. There is no public name for it.
     words = tokenizer.model
     if hasattr(words, "_resize_cache"):
         words._resize_cache(CACHED_WORDS)
