@@ -32,7 +32,7 @@ def cosines(first: Path, second: Path) -> NDArray[np.float32]:
 
 def test_gateways_without_room_are_waited_for_and_give_the_vectors_of_the_engine(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "corpus.jsonl", 200)
-    bulk(source, tmp_path / "here.parquet", **FP32)
+    bulk(source, tmp_path / "here.parquet", "--window", "256", **FP32)
     # Room for one request at a time; of one window the job has four under way.
     with start_gateway(max_queued_tokens=100, **FP32) as small, start_gateway(max_queued_tokens=100, **FP32) as other:
         urls = ("--url", small.url, "--url", f"{other.url}/")
