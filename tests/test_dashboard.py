@@ -18,6 +18,9 @@ from monitoring import PROMETHEUS, Monitoring, missing, rules_of, run_tool, star
 from triton_server import installation, triton_missing
 from upstream_faults import start_tritons
 
+from service.keys import digest_of, entry_of, new_secret, with_key
+from service.keys_file import write_file
+
 GRAFANA = ROOT / "docker" / "grafana"
 # Four scrapes, as Grafana has it.
 RATE_INTERVAL = "4s"
@@ -45,6 +48,8 @@ NEEDS = {
     for panel in row.panels
     for line in panel.lines
 }
+# A gateway without keys has nothing to say of them.
+OF_KEYS = {"me5_key_rejected_total", "me5_keys_file_valid"}
 OF_TRITON = re.compile(r"\b(nv_|me5_upstream)")
 METRIC = re.compile(r"\b((?:me5|nv|process|python)_[a-z0-9_]+|up)\b(?!:)")
 
@@ -143,7 +148,14 @@ def names_of(gateway: Gateway) -> set[str]:
 
 def test_every_metric_of_the_embedded_gateway_exists(gateway: Gateway) -> None:
     wanted = set().union(*map(metrics_in, ALL_EXPRESSIONS))
-    assert {name for name in wanted if not OF_TRITON.match(name)} - names_of(gateway) == {"up"}
+    assert {name for name in wanted if not OF_TRITON.match(name)} - names_of(gateway) == {"up", *OF_KEYS}
+
+
+def test_metrics_of_keys_are_there_where_keys_are(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    write_file(file, with_key("", "search", entry_of("search", {"sha256": digest_of(new_secret().encode()).hex()})))
+    with start_gateway(keys_file=file, drain_s=0) as guarded:
+        assert names_of(guarded) >= OF_KEYS
 
 
 def test_every_metric_of_the_gateway_is_looked_at(gateway: Gateway) -> None:
