@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import json
 import sys
@@ -44,6 +45,12 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except Me5Error as error:
             print(f"me5: {error.message}", file=sys.stderr)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = error.filename or "where the command writes"
+            print(f"me5: no space left: {where}; make room and type the same command again", file=sys.stderr)
             raise typer.Exit(2) from error
 
     return wrapped

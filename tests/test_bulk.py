@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -253,3 +255,22 @@ def test_shards_are_neighbours_and_together_the_whole() -> None:
     for wrong in ("16/16", "3", "-1/4", "a/b"):
         with pytest.raises(InvalidInput, match="numbered from 0"):
             shard_of(wrong)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which only root may")
+def test_a_full_disk_is_told_in_one_line_and_the_job_goes_on_where_there_is_room(tmp_path: Path) -> None:
+    source, disk = write_jsonl(tmp_path / "corpus.jsonl", 400), tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("this machine mounts nothing, root or not")
+    try:
+        stopped = run_service(*arguments(source, disk / "a.npy"))
+        assert stopped.returncode == 2
+        assert [line for line in stopped.stderr.decode().splitlines() if "no space left" in line]
+        assert b"Traceback" not in stopped.stderr
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        bulk(source, disk / "a.npy")
+        bulk(source, tmp_path / "whole.npy")
+        assert (disk / "a.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

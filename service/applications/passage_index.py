@@ -10,6 +10,7 @@ words-*/         BM25 over the passages' words, where asked for
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -189,13 +190,17 @@ def adding(folder: Path, model: Model) -> Iterator[Addition]:
             (folder / VECTORS).touch()
             index = PassageIndex(folder, manifest_for(model))
         base = sqlite3.connect(folder / PASSAGES)
-        base.execute(
-            "CREATE TABLE IF NOT EXISTS passages (number INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT) STRICT"
-        )
-        base.execute("DELETE FROM passages WHERE number >= ?", (index.manifest.count,))
         addition = Addition(index, base)
         try:
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS passages (number INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT) STRICT"
+            )
+            base.execute("DELETE FROM passages WHERE number >= ?", (index.manifest.count,))
             yield addition
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            raise
         finally:
             addition.close()
 
