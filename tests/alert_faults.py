@@ -24,6 +24,8 @@ from asking import asking, passages
 from gateway_process import MODEL_REPO, ROOT, SHIPPED_MODEL, Gateway, start_gateway
 from monitoring import Monitoring
 
+from service.model import find_version
+
 # The gateway whose engine commits the faults that a file orders, and goes on with the next process.
 FAULTY_GATEWAY = ROOT / "tests" / "faults" / "faulty_gateway.py"
 READY_MAX_S = 60.0
@@ -272,8 +274,10 @@ def long_texts(scene: Scene) -> Iterator[Mapping[str, str]]:
 @contextmanager
 def half_rolled_out(scene: Scene) -> Iterator[Mapping[str, str]]:
     """A second gateway with the next version of the model, beside the first with the one before."""
-    shutil.copytree(MODEL_REPO / SHIPPED_MODEL / "1", scene.folder / "repo" / SHIPPED_MODEL / "2")
-    with start_gateway(model=f"{SHIPPED_MODEL}/2", model_repo=scene.folder / "repo") as newer:
+    shipped = find_version(SHIPPED_MODEL, MODEL_REPO)
+    following = str(int(shipped.name) + 1)
+    shutil.copytree(shipped, scene.folder / "repo" / SHIPPED_MODEL / following)
+    with start_gateway(model=f"{SHIPPED_MODEL}/{following}", model_repo=scene.folder / "repo") as newer:
         scene.monitoring.watch(gateway=[address(scene.gateway), address(newer)])
         yield {}
 

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine import Engine, open_engine
+from service.model import find_version
 from service.recipe.golden import Precision
 from service.recipe.spec import load_spec
 from service.recipe.tokens import TokenBatch
 
 MODEL_REPO = Path(__file__).resolve().parent.parent / "model_repo"
-SHIPPED = MODEL_REPO / "me5_nano" / "1"
+SHIPPED = find_version("me5_nano", MODEL_REPO)
 
 Fault = Callable[[TokenBatch, NDArray[np.float32]], NDArray[np.float32]]
 

@@ -17,7 +17,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from service.recipe.prompts import Role
 from training.collection import batches_by_length
 from training.errors import CheckpointError, DataError
-from training.eval_reading import FLORES_CORE, read_flores, read_retrieval, read_sts, read_tatoeba
+from training.eval_reading import FLORES_20, FLORES_CORE, read_flores, read_retrieval, read_sts, read_tatoeba
 from training.eval_sets import EVAL_SETS
 from training.evaluate import MeasuredModel, choose_sets, evaluate, open_model, score_set
 from training.protocol import PROTOCOLS
@@ -151,6 +151,10 @@ def test_the_core_mean_leaves_the_other_languages_out() -> None:
     assert summary(scores)["flores-core"] == {"accuracy": 1.0}
     assert summary(scores)["flores"] == {"accuracy": pytest.approx(13 / 14)}
     assert "mean of 13" in table(EVAL_SETS["flores"], scores["flores"])
+    assert "flores-20" not in summary(scores)
+    scores["flores"] |= {lang: {"accuracy": 0.5} for lang in set(FLORES_20) - set(FLORES_CORE)}
+    assert len(set(FLORES_20)) == 20
+    assert summary(scores)["flores-20"] == {"accuracy": pytest.approx((13 + 7 * 0.5) / 20)}
 
 
 def test_quick_takes_three_sets_and_flores_in_the_core_languages(data: Path) -> None:

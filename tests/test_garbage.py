@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_engine import SHIPPED
 from numpy.typing import NDArray
 
 from service.asking import Ask
@@ -20,8 +20,6 @@ from service.jobs import Job
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.settings import load_settings
-
-SHIPPED = Path(__file__).resolve().parent.parent / "model_repo" / "me5_nano" / "1"
 
 
 def test_little_is_walked_at_once_and_much_once_a_minute() -> None:

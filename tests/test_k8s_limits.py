@@ -16,7 +16,8 @@ from manifests import HOME, ROOT, Objects, Peer, named, of_kind, overlay, peer, 
 from service.batching import Limits
 from service.memory import MIB, check_remote_memory
 from service.opening_triton import STREAMS
-from service.recipe.spec import PUBLISHED, ModelSpec
+from service.recipe.spec import PUBLISHED, TOKENIZER_FILE, ModelSpec
+from service.recipe.tokens import load_tokenizer
 from service.settings import load_settings
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -89,13 +90,16 @@ def test_the_memory_limit_is_above_what_the_gateway_may_take(tmp_path: Path) -> 
     assert int(peak[1]) * MIB < 0.9 * quantity(limits["memory"])
 
 
-def test_the_memory_limit_of_a_gateway_without_an_engine_is_above_what_it_may_take(spec: ModelSpec) -> None:
+def test_the_memory_limit_of_a_gateway_without_an_engine_is_above_what_it_may_take(
+    shipped: Path, spec: ModelSpec
+) -> None:
     objects = overlay("gpu-triton")
     settings = load_settings(settings_of(objects))
     limit = quantity(pod(objects, "me5-gateway").main["resources"]["limits"]["memory"])
     # A published graph gives every token's state, which is where a gateway of this kind has most of its memory.
     small = next(found for found in PUBLISHED.values() if found.name == "me5_small")
-    for model, vocabulary in ((spec, 60_000), (replace(small, pooling="mean"), 250_037)):
+    entries = load_tokenizer(shipped / TOKENIZER_FILE).get_vocab_size()
+    for model, vocabulary in ((spec, entries), (replace(small, pooling="mean"), 250_037)):
         limits = Limits(settings.max_batch_tokens, settings.streams or STREAMS)
         peak = check_remote_memory(settings, model, limits, vocabulary=vocabulary, limit_bytes=None)
         assert peak.total < 0.9 * limit

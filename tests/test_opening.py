@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faulty_engine import SHIPPED
 from tokenizers import Tokenizer
 
 from service.embedder import Embedder
@@ -19,8 +20,6 @@ from service.metrics import Metrics
 from service.recipe.spec import TOKENIZER_FILE, load_spec, save_spec
 from service.recipe.tokens import load_tokenizer
 from service.settings import load_settings
-
-SHIPPED = Path(__file__).resolve().parent.parent / "model_repo" / "me5_nano" / "1"
 
 
 def refusal_of(folder: Path) -> tuple[Exception, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from faulty_engine import SHIPPED
 from tiny_checkpoint import LINES, write_tiny_checkpoint
 
 from training.errors import ExportError
@@ -73,6 +74,6 @@ def test_a_graph_of_another_checkpoint_is_refused(exported: tuple[Path, Path], t
 
 def test_missing_graphs_are_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "fp32").mkdir()
-    shutil.copyfile(ROOT / "model_repo/me5_nano/1/model.onnx", tmp_path / "fp32" / "model.onnx")
+    shutil.copyfile(SHIPPED / "model.onnx", tmp_path / "fp32" / "model.onnx")
     with pytest.raises(ExportError, match=r"lacks o2/model.onnx, int8/model.onnx; .*make export-optimum"):
         gate(tmp_path, tmp_path, TEXTS)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, needs_chromium, open_browser, open_visit, playwright
+from faulty_engine import SHIPPED
 from gateway_process import Gateway, start_gateway
 from key_proxy import KEY, key_proxy
 
@@ -104,7 +105,7 @@ def test_it_opens_with_many_scripts_and_everything_computed(visit: Visit) -> Non
     assert page.locator("#tokens .token").count() > 5
     assert page.locator("#commands pre").count() == 4
     assert page.locator("#trouble").is_hidden()
-    assert "me5_nano/1" in page.inner_text(".top")
+    assert f"me5_nano/{SHIPPED.name}" in page.inner_text(".top")
     # A text from right to left stands so, wherever it is shown.
     for place in ("#text-3", "#row-3 .snippet", "#found-3 .snippet"):
         assert page.locator(place).evaluate("node => getComputedStyle(node).direction") == "rtl", place

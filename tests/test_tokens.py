@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_engine import SHIPPED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from service.errors import InvalidInput, ModelFileError
 from service.recipe.prompts import E5_PROMPTS, PromptedText, Role, format_text
+from service.recipe.spec import TOKENIZER_FILE
 from service.recipe.tokens import FIRST_LOOK_CHARS, load_tokenizer, pad, take_ids, tokenize
 
-PATH = Path(__file__).resolve().parent.parent / "model_repo" / "me5_nano" / "1" / "tokenizer.json"
+PATH = SHIPPED / TOKENIZER_FILE
 TOKENIZER: Tokenizer = load_tokenizer(PATH)
 LONG = "wind and weather " * 600
 

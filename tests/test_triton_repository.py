@@ -119,7 +119,7 @@ def executed(server: TritonServer, name: str) -> tuple[int, int]:
 def test_the_committed_repository_starts_though_four_of_its_models_have_no_weights(triton: TritonServer) -> None:
     rows = httpx.post(f"{triton.http_url}/v2/repository/index", json={}).raise_for_status().json()
     assert sorted({row["name"] for row in rows}) == sorted([NAME, *WITHOUT_WEIGHTS])
-    assert [(row["name"], row["version"]) for row in rows if row.get("state") == "READY"] == [(NAME, "1")]
+    assert [(row["name"], row["version"]) for row in rows if row.get("state") == "READY"] == [(NAME, SHIPPED.name)]
 
 
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)

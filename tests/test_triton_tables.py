@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from faulty_engine import SHIPPED
 
 from service.batching import Limits, take_batch
 from service.embedder import Embedder
@@ -101,9 +102,8 @@ def test_rows_are_padded_to_few_widths_and_texts_of_two_widths_go_apart() -> Non
 def test_settings_that_triton_could_never_serve_end_the_start(
     settings: dict[str, str], words: str, tmp_path: Path
 ) -> None:
-    model = Path(__file__).resolve().parent.parent / "model_repo" / "me5_nano" / "1"
     unnumbered = tmp_path / "unnumbered"
-    unnumbered.symlink_to(model)
+    unnumbered.symlink_to(SHIPPED)
     given = {name: str(unnumbered) if value == "COPY" else value for name, value in settings.items()}
     with pytest.raises(SettingsError, match=words):
         Embedder(load_settings({"ME5_ENGINE": "triton", **given}), Metrics())

@@ -21,7 +21,11 @@ FLORES_CORE = (
     "deu_Latn", "fra_Latn", "spa_Latn", "por_Latn", "nld_Latn", "pol_Latn", "rus_Cyrl", "tur_Latn", "zho_Hans",
     "jpn_Jpan", "kor_Hang", "arb_Arab", "hin_Deva",
 )  # fmt: skip
-# Of the matrix: the same, English, and six languages with little text, in four scripts.
+# The same, and seven more.
+FLORES_20 = (
+    *FLORES_CORE, "ukr_Cyrl", "ces_Latn", "ron_Latn", "vie_Latn", "pes_Arab", "ell_Grek", "fin_Latn",
+)  # fmt: skip
+# Of the matrix: the core, English, and six languages with little text, in four scripts.
 FLORES_MATRIX = (
     "eng_Latn", *FLORES_CORE, "amh_Ethi", "khm_Khmr", "mya_Mymr", "sun_Latn", "yor_Latn", "zul_Latn",
 )  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import BadResult, TrainingError
-from training.eval_reading import FLORES_CORE, MIRACL_16
+from training.eval_reading import FLORES_20, FLORES_CORE, MIRACL_16
 from training.eval_sets import EVAL_SETS
 from training.eval_shapes import MAIN_MEASURE, EvalSet, SubsetKind, Task
 from training.evaluate import Evaluation
@@ -36,6 +36,7 @@ Scores = Mapping[str, Mapping[str, float]]  # subset → measure → value
 # Averages over named languages that figures are published with: name → set, languages.
 NAMED_MEANS: dict[str, tuple[str, tuple[str, ...]]] = {
     "flores-core": ("flores", FLORES_CORE),
+    "flores-20": ("flores", FLORES_20),
     "miracl-16": ("miracl", MIRACL_16),
 }
 

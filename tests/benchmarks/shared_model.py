@@ -20,12 +20,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from service.model import find_version
 from service.pull import pull
+from service.recipe.spec import TOKENIZER_FILE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "me5_small"
 PUBLISHED = "intfloat/multilingual-e5-small"
-TOKENIZER = ROOT / "model_repo" / "me5_nano" / "1" / "tokenizer.json"
+TOKENIZER = find_version("me5_nano", ROOT / "model_repo") / TOKENIZER_FILE
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": 512,
