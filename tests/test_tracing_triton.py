@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from gateway_process import MODEL_REPO, SHIPPED_MODEL, start_gateway
-from trace_receiver import QUICK, receiver, variables
+from trace_receiver import QUICK, Seen, receiver, variables
 from triton_server import needs_triton, start_triton
 
 CLIENT = 3
+ATTEMPTS = 4
 Span = dict[str, str]
 
 
@@ -67,15 +68,25 @@ def test_tritons_own_spans_lie_below_the_batch_and_an_untraced_request_has_none(
         client = stack.enter_context(gateway.client())
         unsampled = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00"}
         assert client.post("/embed", json={"inputs": "one"}, headers=unsampled).status_code == 200
-        assert client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": "traced"}).status_code == 200
-        request, spans = found.wait_for_request("traced")
-        (batch,) = [span for span in spans if span.name == "batch"]
-        assert batch.kind == CLIENT
-        give_up = time.monotonic() + 30
-        while not of_triton and time.monotonic() < give_up:
-            time.sleep(0.05)
-        below = [span for span in of_triton if span.get("parentSpanId") == batch.id]
+        batches: dict[str, Seen] = {}
+        below: list[Span] = []
+        # Triton sends a batch of spans once, and lets it go where that fails; so more than one request is traced.
+        for number in range(ATTEMPTS):
+            name = f"traced-{number}"
+            assert client.post("/embed", json={"inputs": "one"}, headers={"x-request-id": name}).status_code == 200
+            _, spans = found.wait_for_request(name)
+            (batch,) = [span for span in spans if span.name == "batch"]
+            assert batch.kind == CLIENT
+            batches[batch.id] = batch
+            give_up = time.monotonic() + 10
+            while not below and time.monotonic() < give_up:
+                time.sleep(0.05)
+                below = [span for span in of_triton if span.get("parentSpanId") in batches]
+            if below:
+                break
         assert below, of_triton
-        assert {span["traceId"] for span in of_triton} == {request.trace}
+        assert {span["traceId"] for span in of_triton} <= {batch.trace for batch in batches.values()}
         # The clocks are one machine's. Triton's span may end after its answer has arrived here.
-        assert all(batch.start_ns <= int(span["startTimeUnixNano"]) <= batch.end_ns for span in below)
+        for span in below:
+            batch = batches[span["parentSpanId"]]
+            assert batch.start_ns <= int(span["startTimeUnixNano"]) <= batch.end_ns
