@@ -15,7 +15,6 @@ from service.batching import Lane
 from service.engine import EngineHost
 from service.errors import Me5Error
 from service.metrics import Metrics
-from service.recipe.pooling import l2_normalize, mean_pool
 
 if TYPE_CHECKING:
     from service.tracing import RequestTrace
@@ -87,28 +86,12 @@ class Pending:
 Found = NDArray[np.float32] | list[NDArray[np.float32]]
 
 
-def parted(states: NDArray[np.float32], batch: Sequence[Pending]) -> list[NDArray[np.float32]]:
-    """The token states [tokens, D] of a batch by text: as they are [n, D] for who wants them, else pooled to [D]."""
-    ends = np.cumsum([pending.length for pending in batch])
-    found = np.split(states, ends[:-1])
-    return [
-        rows if pending.job.starts is not None else _pooled(rows, pending.job)
-        for rows, pending in zip(found, batch, strict=True)
-    ]
-
-
 def finite_rows(found: Found) -> list[bool]:
     """For each text whether all of its numbers are finite."""
     if isinstance(found, list):
         return [bool(np.isfinite(row).all()) for row in found]
     finite: list[bool] = np.asarray(np.isfinite(found).all(axis=1)).tolist()
     return finite
-
-
-def _pooled(states: NDArray[np.float32], job: Job) -> NDArray[np.float32]:
-    mean = mean_pool(states[None], np.ones((1, len(states)), dtype=np.float32))
-    vector: NDArray[np.float32] = (l2_normalize(mean) if job.unit else mean)[0]
-    return vector
 
 
 # Around the time of a batch on its host, from a moment on the monotonic clock: gives its `traceparent`, if it has one.

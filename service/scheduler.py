@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batch_calls import ask
 from service.batching import LANES, Lane, Limits, lone, next_lane, share
 from service.engine import EngineHost
 from service.errors import (
@@ -28,9 +29,8 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.fair_queue import FairQueue
-from service.jobs import DrainRate, Found, Job, LaneMetrics, Pending, TraceBatch, finite_rows, parted, untraced
+from service.jobs import DrainRate, Found, Job, LaneMetrics, Pending, TraceBatch, finite_rows, untraced
 from service.metrics import Metrics
-from service.recipe.pooling import l2_normalize
 
 log = logging.getLogger("me5.scheduler")
 
@@ -197,18 +197,10 @@ class Scheduler:
 
     async def _run(self, host: EngineHost, lane: Lane, batch: list[Pending], wide: bool) -> None:
         started = time.monotonic()
-        unit = all(pending.job.unit for pending in batch)
         try:
             traced = self.trace_batch(host, lane, batch, started)
             async with traced as traceparent, asyncio.timeout(self._engine_timeout_s):
-                rows, deadline = [pending.ids for pending in batch], max(pending.job.deadline for pending in batch)
-                if all(pending.job.starts is None for pending in batch):
-                    found: Found = await host.run(
-                        rows, lane=lane, unit=unit, wide=wide, deadline=deadline, traceparent=traceparent
-                    )
-                else:
-                    states = await host.states(rows, lane=lane, deadline=deadline, traceparent=traceparent)
-                    found = parted(states, batch)
+                found = await ask(host, batch, lane=lane, wide=wide, traceparent=traceparent)
         except TimeoutError:
             log.critical("the engine did not finish a batch in %g s; it is ended", self._engine_timeout_s)
             host.kill("it hung")
@@ -228,9 +220,6 @@ class Scheduler:
             self._fail(batch, EngineFailed(f"the engine failed on this request's batch: {how}"))
             self._give_up_on_failures(host)
         else:
-            if not unit and isinstance(found, np.ndarray):
-                scaled = [index for index, pending in enumerate(batch) if pending.job.unit]
-                found[scaled] = l2_normalize(found[scaled])
             finite = finite_rows(found)
             self._failures = 0 if any(finite) else self._failures + 1
             self._hand_out(lane, batch, found, finite, started)

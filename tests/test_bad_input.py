@@ -363,8 +363,9 @@ def copy(shipped: Path, tmp_path: Path) -> Path:
     """A version that may be damaged. The weights are only linked: replace that file, never write into it."""
     folder = tmp_path / "model"
     folder.mkdir()
-    for name in (SPEC_FILE, GOLDEN_FILE, TOKENIZER_FILE):
-        shutil.copy(shipped / name, folder / name)
+    for path in shipped.iterdir():
+        if path.name != MODEL_FILE:
+            shutil.copy(path, folder / path.name)
     (folder / MODEL_FILE).symlink_to(shipped / MODEL_FILE)
     return folder
 

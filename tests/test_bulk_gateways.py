@@ -56,7 +56,7 @@ def test_texts_that_a_gateway_refuses_are_found_among_others(tmp_path: Path, gat
     stopped = run_service(*arguments(source, output, "--url", gateway.url, "--no-truncate"))
     assert stopped.returncode == 2
     assert b"line 18: the gateway refused it: " in stopped.stderr
-    assert b"`inputs` must have less than 512 tokens. Given: 1805" in stopped.stderr
+    assert b"`inputs` must have less than 512 tokens. Given: " in stopped.stderr
     bulk(source, output, "--url", gateway.url, "--no-truncate", "--on-error", "skip", "--dtype", "int8", "--overwrite")
     made = manifest(output)
     assert [item["line"] for item in made["skipped_lines"]] == [18]  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 from tiny_checkpoint import write_tiny_checkpoint
 
 from service.recipe.prompts import E5_PROMPTS
-from service.recipe.spec import file_sha256, load_spec
-from training.card_facts import SourceFacts, TrainingFacts, facts_of_run, language_codes
+from service.recipe.spec import file_sha256, load_spec, save_spec
+from training.card_facts import FACTS_FILE, SourceFacts, TrainingFacts, facts_of_run, language_codes
 from training.errors import ExportError
 from training.export import export
 from training.model_card import Card, cell, render, rewrite_card, write_checkpoint_card
@@ -120,10 +120,12 @@ def test_a_version_keeps_what_its_checkpoint_was_made_from_and_takes_figures_lat
     assert load_spec(folder) == spec
 
 
-def test_a_shipped_version_without_training_facts_gets_a_card_that_says_so(tmp_path: Path) -> None:
+def test_a_version_without_training_facts_gets_a_card_that_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "me5_nano" / "1"
     shutil.copytree(SHIPPED, folder)
-    card = rewrite_card(folder, load_spec(folder), licence=None, result=None)
+    spec = load_spec(folder)
+    (folder / FACTS_FILE).unlink(missing_ok=True)
+    card = rewrite_card(folder, save_spec(folder, spec), licence=None, result=None)
     text = card.read_text(encoding="utf-8")
     assert head_of(text)["language"] == ["multilingual"]
     assert "Nothing was written down about how these weights were trained" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from faulty_engine import SHIPPED
 from gateway_process import ROOT
 from setuptools import Distribution
 
@@ -79,7 +80,7 @@ def test_a_post_to_the_root_embeds_whatever_it_accepts(client: httpx.Client) -> 
 def test_the_landing_page_says_what_it_serves_and_lists_every_route(client: httpx.Client, spec: ModelSpec) -> None:
     text = unescape(page(client).text)
     for fact in (
-        f"{spec.name}, version 1",
+        f"{spec.name}, version {SHIPPED.name}",
         f"{spec.dimension} components",
         f"{spec.max_tokens} tokens",
         f"me5 {__version__}",

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from faulty_engine import FaultyEngine
+from faulty_engine import SHIPPED, FaultyEngine
 from gateway_process import SHIPPED_MODEL, Gateway, free_port, start_gateway
 from in_thread import InThread
 from metric_series import scrape, total, wait_until_queue_is_empty
@@ -106,7 +106,7 @@ def test_a_requests_spans_nest_and_agree_with_its_timing_headers(traced: Traced,
             "service.name": "me5",
             "service.version": __version__,
             "me5.model.name": spec.name,
-            "me5.model.version": "1",
+            "me5.model.version": SHIPPED.name,
         }.items()
     )
 

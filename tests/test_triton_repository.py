@@ -132,7 +132,7 @@ def test_loading_a_model_without_weights_fails_and_harms_nothing(triton: TritonS
 def test_every_width_is_computed_alone_and_with_company_before_the_model_is_ready(triton: TritonServer) -> None:
     config = text_format.Parse((MODEL_REPO / NAME / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
     before = triton.log_text().split(f"successfully loaded '{NAME}'")[0]
-    ran = re.findall(rf"stand-in runs {NAME} 1 (\d+x\d+) ", before)
+    ran = re.findall(rf"stand-in runs {NAME} {SHIPPED.name} (\d+x\d+) ", before)
     assert ran == [sample.name for sample in config.model_warmup]
     assert {name.split("x")[1] for name in ran} == {"32", "64", "128", "256", "512"}
 
@@ -179,7 +179,7 @@ def test_a_request_of_more_rows_than_are_joined_is_computed_whole(
 ) -> None:
     before = len(triton.runs(NAME))
     assert asker.ask(of_shape(256, 32, spec)).shape == (256, spec.dimension)
-    assert triton.runs(NAME)[before:] == ["1 256x32 1"]
+    assert triton.runs(NAME)[before:] == [f"{SHIPPED.name} 256x32 1"]
     with pytest.raises(InferenceServerException, match=r"batch-size must be <= 256"):
         asker.ask(of_shape(257, 32, spec))
 
