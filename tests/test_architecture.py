@@ -51,7 +51,7 @@ LAYERS = [
     ["service.opening", "service.scheduler", "service.admission", "service.asking", "service.tracing"],
     ["service.engine_triton"],
     ["service.triton_upstream"],
-    ["service.triton_client"],
+    ["service.triton_client", "service.batch_calls"],
     ["service.model", "service.memory", "service.engine_process", "service.jobs"],
     ["service.callers", "service.fair_queue", "service.engine_worker"],
     ["service.engine"],
