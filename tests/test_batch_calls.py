@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.batch_calls import ask
+from service.errors import EngineFailed
 
 DIMENSION = 3
 
@@ -65,3 +66,14 @@ def test_who_declines_length_one_gets_the_raw_vector_and_the_others_do_not(state
     batch = [pending(5, unit=False), pending(7)] + [pending(3, states=True)] * states
     found = asked(Host(), *batch)
     assert [part.tolist() for part in found[:2]] == [[5, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("lost", ["run", "states"])
+def test_when_either_call_fails_the_whole_batch_does(lost: str) -> None:
+    async def fail(*_: object, **__: object) -> np.ndarray:
+        raise EngineFailed("the engine is gone")
+
+    host = Host()
+    setattr(host, lost, fail)
+    with pytest.raises(EngineFailed, match="is gone"):
+        asked(host, pending(5), pending(3, states=True))

@@ -19,7 +19,8 @@ from training.encoder import TokenRows, build_encoder, chunk_by_length, distinct
 from training.token_vectors import directions
 
 DATA = Path(__file__).parent / "data"
-STEPS = 40
+# Forty are too few to tell: processors differ, and after them one finds half of the translations, another three quarters.
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,8 @@ def test_a_translation_is_found_among_the_other_sentences_after_training(checkpo
     english, german_side = (embed(checkpoint, [corpus.texts[number] for number in pairs[:, side]]) for side in (0, 1))
     found = (german_side @ english.T).argmax(dim=1).numpy() == np.arange(len(pairs))
     assert len(pairs) > 20
-    # Chance is one in thirty. How far forty steps come differs between processors: half of them on some.
-    assert found.mean() > 0.25
+    # Chance is one in thirty.
+    assert found.mean() > 0.5
 
 
 def test_a_run_stopped_twice_and_resumed_gives_the_weights_of_an_unbroken_run(config, checkpoint, tmp_path):

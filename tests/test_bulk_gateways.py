@@ -9,11 +9,14 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 from bulk_files import arguments, bulk, manifest, write_jsonl
+from faulty_engine import SHIPPED
 from gateway_process import Gateway, run_service, start_gateway
 from numpy.typing import NDArray
 from test_bulk import vectors_in
 
 from service.bulk.gateways import places_of
+from service.recipe.spec import TOKENIZER_FILE
+from service.recipe.tokens import load_tokenizer
 
 FP32 = {"engine": "onnx", "precision": "fp32"}
 
@@ -51,12 +54,14 @@ def test_gateways_without_room_are_waited_for_and_give_the_vectors_of_the_engine
 def test_texts_that_a_gateway_refuses_are_found_among_others(tmp_path: Path, gateway: Gateway) -> None:
     source, output = write_jsonl(tmp_path / "corpus.jsonl", 40), tmp_path / "a.npy"
     lines = source.read_text().splitlines()
-    lines[17] = json.dumps({"id": "d17", "text": "many words " * 600})
+    long = "many words " * 600
+    lines[17] = json.dumps({"id": "d17", "text": long})
     source.write_text("\n".join(lines))
     stopped = run_service(*arguments(source, output, "--url", gateway.url, "--no-truncate"))
     assert stopped.returncode == 2
     assert b"line 18: the gateway refused it: " in stopped.stderr
-    assert b"`inputs` must have less than 512 tokens. Given: " in stopped.stderr
+    tokens = len(load_tokenizer(SHIPPED / TOKENIZER_FILE).encode(f"passage: {long}".strip()).ids)
+    assert f"`inputs` must have less than 512 tokens. Given: {tokens}".encode() in stopped.stderr
     bulk(source, output, "--url", gateway.url, "--no-truncate", "--on-error", "skip", "--dtype", "int8", "--overwrite")
     made = manifest(output)
     assert [item["line"] for item in made["skipped_lines"]] == [18]  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ pytestmark = needs_triton
 MODEL = "me5_nano"
 LONG = "Der Fernsehturm ist 368 Meter hoch. " * 200
 # The truth is known within two seconds on a machine that is not busy with something else; tests share theirs.
-SOON_S = 30.0
+SOON_S = 15.0
 
 
 @pytest.fixture(scope="module")
