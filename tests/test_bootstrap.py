@@ -19,7 +19,7 @@ from training.encoder import TokenRows, build_encoder, chunk_by_length, distinct
 from training.token_vectors import directions
 
 DATA = Path(__file__).parent / "data"
-# Forty are too few to tell: processors differ, and after them one finds half of the translations, another three quarters.
+# Forty are too few to tell: after them one processor finds half of the translations, another three quarters.
 STEPS = 60
 
 
