@@ -200,14 +200,18 @@ class TritonServer:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP to all its processes: connections stay open, nothing is answered."""
+        """SIGSTOP to the server: connections stay open, nothing is answered.
+
+        Its stubs go on: one that is stopped while it holds a lock of the memory they share makes the server abort
+        ("boost::interprocess::lock_exception") as soon as that goes on.
+        """
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        os.kill(self.process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT after a pause."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGCONT)
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def stub_pids(self) -> list[int]:
         """The processes that compute, one a model instance."""
