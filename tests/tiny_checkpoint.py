@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
 from training.checkpoint import write_sentence_transformers_files
+from training.static_path import StaticPath
+from training.two_paths import write_two_paths
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 DIMENSION = 64
@@ -26,12 +28,18 @@ LINES = [
 
 
 def write_tiny_checkpoint(
-    folder: Path, kind: Literal["bert", "xlm-roberta"] = "bert", *, spread: float = 0.1, seed: int = 0
+    folder: Path,
+    kind: Literal["bert", "xlm-roberta"] = "bert",
+    *,
+    spread: float = 0.1,
+    seed: int = 0,
+    two_paths: bool = False,
 ) -> Path:
     """Write a two-layer checkpoint, 64 wide, in the Sentence Transformers layout.
 
     spread: standard deviation of the weights. 0.1 gives vectors that differ from text to text (0.02, the usual start
     of a training, leaves all of them nearly equal); 3 gives a model so steep that rounding its weights changes it.
+    two_paths: with a static path beside the layers.
     """
     torch.manual_seed(seed)
     # Threads of a model this small do nothing but wait for each other.
@@ -56,7 +64,14 @@ def write_tiny_checkpoint(
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_sentence_transformers_files(folder, DIMENSION)
+    if two_paths:
+        vocab_size = tokenizer.get_vocab_size()
+        weights = torch.rand(vocab_size, 1)
+        weights[: len(SPECIAL_TOKENS)] = 0
+        static = StaticPath(weights, torch.randn(DIMENSION) / 10, torch.randn(DIMENSION, DIMENSION), torch.tensor(0.4))
+        write_two_paths(folder, static, DIMENSION)
+    else:
+        write_sentence_transformers_files(folder, DIMENSION)
     return folder
 
 

@@ -1,6 +1,6 @@
 """The languages of a result: who is served badly, and what an average hides.
 
-python -m training audit after.json --before before.json --model model_repo/me5_nano/1 --data DATA
+python -m training audit after.json --before before.json --model model_repo/me5_nano/2 --data DATA
 """
 
 from collections import defaultdict

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import TokenBatch, load_tokenizer
 from training.errors import StartingModelMissing
+from training.sentence_folder import has_static_path
 from training.sentence_model import quiet_loading
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -35,6 +36,11 @@ class Backbone:
 
 def load_backbone(source: str, tokenizer: str, device: torch.device, *, freeze_positions: bool) -> Backbone:
     """Read the encoder without its pooler. Raises StartingModelMissing where it can't be had, or is of another kind."""
+    if has_static_path(source):
+        raise StartingModelMissing(
+            f"{source!r} has a static path beside its layers, which the stages don't train; begin with a checkpoint "
+            "of layers alone, or go on with the command that made this one: bootstrap --resume"
+        )
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind not in KINDS:

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from service.recipe.prompts import E5_PROMPTS, Role
-from training.data import NO_TEXT, Corpus
+from training.data import Corpus
 from training.token_store import TokenStore
 from training.tokenizer import BOS_ID, EOS_ID
 
@@ -55,9 +55,18 @@ def choose_roles(source: str, rng: np.random.Generator) -> tuple[Role, Role]:
 def token_rows(store: TokenStore, prefixes: PrefixIds, texts: Texts, max_tokens: int) -> list[np.ndarray]:
     """Build `<s> prefix text </s>` for every text, cut at max_tokens altogether. Returns int32 rows."""
     prefix = prefixes.of(texts.role)
-    room = max_tokens - len(prefix) - 2
-    head, tail = np.array([BOS_ID, *prefix], dtype=np.int32), np.array([EOS_ID], dtype=np.int32)
-    return [np.concatenate([head, store.row(number, room), tail]) for number in texts.numbers]
+    room = room_for_text(prefix, max_tokens)
+    return [with_prefix(prefix, store.row(number, room)) for number in texts.numbers]
+
+
+def room_for_text(prefix: np.ndarray, max_tokens: int) -> int:
+    """How many tokens of a text fit beside the prefix and the special tokens."""
+    return max_tokens - len(prefix) - 2
+
+
+def with_prefix(prefix: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """`<s> prefix text </s>`, int32."""
+    return np.concatenate([[BOS_ID], prefix, tokens, [EOS_ID]]).astype(np.int32)
 
 
 def batch_pairs_of(corpus: Corpus, lengths: np.ndarray, tokens_per_batch: int, batch_pairs_max: int) -> list[int]:
@@ -71,9 +80,3 @@ def batch_pairs_of(corpus: Corpus, lengths: np.ndarray, tokens_per_batch: int, b
         mean_tokens = lengths[pairs].sum(axis=1).mean() if len(pairs) else 1.0
         result.append(int(np.clip(tokens_per_batch / max(mean_tokens, 1.0), 2, batch_pairs_max)))
     return result
-
-
-def negatives_of(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Return the text numbers of the hard negatives of a batch, none for rows without."""
-    numbers = corpus.negatives[rows]
-    return numbers[numbers != NO_TEXT]

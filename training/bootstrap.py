@@ -1,48 +1,60 @@
-"""A small model from nothing: tokenizer, token vectors, then the layers, taught by an English encoder."""
+"""A small model from nothing: tokenizer, token vectors, then the whole encoder, taught by an English one.
+
+The layers are the English encoder's own (graft.py), so what has to be learnt is a vocabulary: which tokens it has, what
+they stand for in English (translation_table.py, token_vectors.py), and, by distillation (distil.py), the rest. Beside
+the layers lies a static path (static_path.py).
+"""
 
 import json
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from service.recipe.tokens import load_tokenizer
 from training.batches import read_prefixes
-from training.bootstrap_config import MixtureConfig, TrainConfig
+from training.bootstrap_config import MixtureConfig, TokenVectorsConfig, TrainConfig
 from training.checkpoint import describe_run, load_state, save_checkpoint, write_json
 from training.data import Corpus, Source, keep_open_sources, read_corpus, read_sources
-from training.encoder import SLACK, build_encoder
+from training.distil import DistilState, DistilTrainer
 from training.errors import RunExists, SettingsChanged
-from training.layers import LayersTrainer, TrainerState
+from training.graft import english_shares, graft_encoder, graft_table
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
-from training.starting_model import StartingModel, embed_tokens, load_starting_model
-from training.token_store import TokenStore, load_tokens, save_tokens, tokenize_all
-from training.token_vectors import Bags, learn_token_vectors, rarity_weights
+from training.starting_model import StartingModel, load_starting_model
+from training.static_path import StaticPath, rotation_onto
+from training.targets import find_targets, pair_weights
+from training.teacher_vectors import TeacherVectors
+from training.token_store import TokenStore, load_tokens, save_tokens, take_bags, tokenize_all
+from training.token_vectors import begin_static_path, learn_token_vectors, token_shares
 from training.tokenizer import train_tokenizer
-from training.whitening import sample_by_language, whiten_tokens
+from training.translation_table import english_pairs, translation_shares
+from training.two_paths import write_two_paths
+from training.vocabulary import choose_vocabulary
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKEN_VECTORS_FILE = "token_vectors.safetensors"
+LEARNT_TOKENIZER_FILE, TOKENIZER_FILE = "tokenizer_learnt.json", "tokenizer.json"
+TOKEN_VECTORS_FILE, TEACHER_FILE = "token_vectors.safetensors", "teacher.npy"
 
 
 @dataclass(frozen=True)
 class Material:
-    """What both trained stages read: the numbered texts in the tokens of the student and of the teacher."""
+    """What all parts read: the numbered texts in the tokens of the student, and the model that it starts from."""
 
     corpus: Corpus
+    start: StartingModel
     tokenizer: Tokenizer
     store: TokenStore
-    start: StartingModel
-    english_store: TokenStore
 
 
 def bootstrap(
@@ -56,51 +68,57 @@ def bootstrap(
 
     resume: continue what `out` holds, at the step it was stopped at and with the same batches; finished parts of the
     warm start are taken as they are; where there is nothing yet, a new run begins.
-    should_stop: asked after every step; SIGTERM and Ctrl-C by default.
+    should_stop: asked after every part and every step; SIGTERM and Ctrl-C by default.
     """
     if out.exists() and any(out.iterdir()) and not resume:
         raise RunExists(f"{out} is not empty; continue that run with --resume, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     stop = should_stop or stop_on_signal()
     torch.manual_seed(config.seed)
-    sources = keep_open_sources(read_sources(data))
+    sources = keep_open_sources(read_sources(data, config.dev_sets))
     check_same_run(out, run_identity(config, sources))
     corpus = read_corpus(sources, config.held_out_per_mille)
     logger.info("%d pairs, %d texts, %d languages", len(corpus.pairs), len(corpus.texts), len(corpus.languages))
-    tokenizer = make_tokenizer(config, corpus, out / TOKENIZER_FILE)
-    material = make_material(config, corpus, tokenizer, out)
-    learnt = make_token_vectors(config, material, out / TOKEN_VECTORS_FILE, stop)
-    if learnt is None:
+    start = load_starting_model(config.starting_model)
+    made = make_tokenizer(config, corpus, start, out, stop)
+    if made is None:
         return None
-    table, weights = learnt
-
-    size = config.layers
-    bert = build_encoder(table, weights, size.layer_count, size.head_count, size.intermediate_size)
-    trainer = LayersTrainer(
-        bert,
-        tokenizer,
+    material = Material(corpus, start, *made)
+    teacher = make_teacher(config, material, out)
+    made_vectors = make_token_vectors(config, material, teacher, out / TOKEN_VECTORS_FILE, stop)
+    if made_vectors is None or stop():
+        return None
+    table, static = made_vectors
+    targets = find_targets(corpus)
+    mixture = mix(corpus, config.mixture, pair_weights(corpus, targets, config.distil.untaught_weight))
+    trainer = DistilTrainer(
+        graft_encoder(table, start),
+        static,
+        material.tokenizer,
         corpus,
-        mix(corpus, config.mixture),
+        targets,
+        mixture,
         material.store,
-        material.start,
-        material.english_store,
-        config.layers,
+        teacher,
+        config.distil,
         config.seed,
     )
 
     def save(steps_done: int, pairs: int) -> None:
-        manifest = describe_run(config, sources, steps_done, pairs)
-        save_checkpoint(out, steps_done, bert, tokenizer, manifest, trainer.state(steps_done, pairs))
+        manifest, state = describe_run(config, sources, steps_done, pairs), trainer.state(steps_done, pairs)
+        model = trainer.result()
+        layout = partial(write_two_paths, static=model.static, dimension=table.shape[1])
+        save_checkpoint(out, steps_done, model.bert, material.tokenizer, manifest, state, layout)
 
     found = load_state(out)
     first_step, pairs_seen = (0, 0)
     if not found:
-        # The bag of tokens alone is a model that can be used.
+        # The graft alone is a model that can be used.
         save(0, 0)
     else:
-        first_step, pairs_seen = trainer.load(cast(TrainerState, found[1]))
-    steps = range(first_step, config.layers.steps)
-    run_steps(trainer, steps, save, stop, config.layers.save_every_steps, config.layers.log_every_steps, pairs_seen)
+        first_step, pairs_seen = trainer.load(cast(DistilState, found[1]))
+    steps = range(first_step, config.distil.steps)
+    run_steps(trainer, steps, save, stop, config.distil.save_every_steps, config.distil.log_every_steps, pairs_seen)
     last = load_state(out)
     return last[0] if last else None
 
@@ -120,71 +138,114 @@ def check_same_run(out: Path, identity: dict[str, object]) -> None:
         raise SettingsChanged(f"settings or data differ from those in {path}; start a new run, with another --out")
 
 
-def mix(corpus: Corpus, config: MixtureConfig) -> Mixture:
-    """Build the mixture that a section of the settings describes."""
-    return build_mixture(corpus, config.source_exponent, config.language_exponent, config.weights)
+def mix(corpus: Corpus, config: MixtureConfig, weights: NDArray[np.float64] | None = None) -> Mixture:
+    """Build the mixture that a section of the settings describes.   weights: float64[N], of the pairs."""
+    return build_mixture(corpus, config.source_exponent, config.language_exponent, config.weights, weights)
 
 
-def make_tokenizer(config: TrainConfig, corpus: Corpus, path: Path) -> Tokenizer:
-    """Train the tokenizer, or take the one that this run has trained before."""
-    if not path.is_file():
+def make_tokenizer(
+    config: TrainConfig, corpus: Corpus, start: StartingModel, out: Path, should_stop: Callable[[], bool]
+) -> tuple[Tokenizer, TokenStore] | None:
+    """Train the tokenizer, choose its vocabulary, tokenise every text; a resumed run finds each of these in `out`.
+
+    None when it was stopped.
+    """
+    learnt_path, path = out / LEARNT_TOKENIZER_FILE, out / TOKENIZER_FILE
+    longest = max(config.token_vectors.max_tokens, config.distil.max_tokens, config.distil.passage_tokens)
+    if not learnt_path.is_file() and not path.is_file():
         logger.info("training the tokenizer")
-        unfinished = path.with_suffix(".unfinished")
-        train_tokenizer(corpus.texts, corpus.text_language, config.tokenizer, config.seed).save(str(unfinished))
-        os.replace(unfinished, path)
-    return load_tokenizer(path)
+        save_whole(train_tokenizer(corpus.texts, corpus.text_language, config.tokenizer, config.seed), learnt_path)
+    if should_stop():
+        return None
+    if not path.is_file():
+        learnt = load_tokenizer(learnt_path)
+        store = make_store(learnt, corpus.texts, longest, out / "tokens_learnt.npz")
+        pieces = start.tokenizer.get_vocab()
+        save_whole(choose_vocabulary(learnt, store, corpus, pieces, config.vocabulary, config.seed), path)
+    if should_stop():
+        return None
+    tokenizer = load_tokenizer(path)
+    return tokenizer, make_store(tokenizer, corpus.texts, longest, out / "tokens.npz")
 
 
-def make_material(config: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, out: Path) -> Material:
-    """Tokenise every text for the student and the English ones for the teacher; a resumed run finds both in `out`."""
-    start = load_starting_model(config.starting_model)
-    english = corpus.languages.index("en") if "en" in corpus.languages else -1
-    english_texts = [
-        text if language == english else "" for text, language in zip(corpus.texts, corpus.text_language, strict=True)
+def save_whole(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    tokenizer.save(str(unfinished))
+    os.replace(unfinished, path)
+
+
+def make_store(tokenizer: Tokenizer, texts: list[str], max_tokens: int, path: Path) -> TokenStore:
+    """Tokenise every text, or read what an earlier run has written."""
+    if not path.is_file():
+        logger.info("tokenising for %s", path.name)
+        save_tokens(tokenize_all(tokenizer, texts, max_tokens), path)
+    return load_tokens(path)
+
+
+def make_teacher(config: TrainConfig, material: Material, out: Path) -> TeacherVectors:
+    """The teacher, who reads the English texts in its own tokens."""
+    corpus = material.corpus
+    english = corpus.languages.index("en")
+    texts = [
+        text if language == english else ""
+        for text, language in zip(corpus.texts, corpus.text_language.tolist(), strict=True)
     ]
-    longest = config.layers.max_tokens
-
-    def tokens(name: str, tokenizer: Tokenizer, texts: list[str]) -> TokenStore:
-        path = out / name
-        if not path.is_file():
-            logger.info("tokenising for %s", name)
-            save_tokens(tokenize_all(tokenizer, texts, longest), path)
-        return load_tokens(path)
-
-    return Material(
-        corpus=corpus,
-        tokenizer=tokenizer,
-        store=tokens("tokens.npz", tokenizer, corpus.texts),
-        start=start,
-        english_store=tokens("tokens_teacher.npz", start.tokenizer, english_texts),
-    )
+    longest = config.distil.teacher_max_tokens
+    store = make_store(material.start.tokenizer, texts, longest, out / "tokens_teacher.npz")
+    return TeacherVectors(material.start, store, longest, out / TEACHER_FILE)
 
 
 def make_token_vectors(
-    config: TrainConfig, material: Material, path: Path, should_stop: Callable[[], bool]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Learn the token vectors, or take those that this run has learnt before.
+    config: TrainConfig, material: Material, teacher: TeacherVectors, path: Path, should_stop: Callable[[], bool]
+) -> tuple[torch.Tensor, StaticPath] | None:
+    """Find out what each token stands for in English, or take what this run has found out before.
 
-    Returns directions [V, H - SLACK] and weights [V]; None when it was stopped.
+    Returns the token table float32[V, H] and the static path that reads it; None when it was stopped.
     """
     if not path.is_file():
-        settings = config.token_vectors
+        corpus, store, vocab_size = material.corpus, material.store, material.tokenizer.get_vocab_size()
+        others, english = english_pairs(corpus)
+        shares = translation_shares(store, others, english, vocab_size)
+        how_english = english_shares(store, corpus, vocab_size)
+        table = graft_table(material.tokenizer, material.start, how_english, shares)
         prefixes = read_prefixes(material.tokenizer)
-        table = embed_tokens(material.tokenizer, material.start, config.seed)[:, :-SLACK].contiguous()
-        weights = rarity_weights(
-            material.store, [prefixes.query, prefixes.passage], len(table), settings.rarity_smoothing
-        )
-        bags = Bags(material.store, weights, settings.max_tokens)
-        mixture = mix(material.corpus, settings.mixture)
-        learnt = learn_token_vectors(table, bags, material.corpus, mixture, settings, config.seed, should_stop)
-        if learnt is None:
+        met = token_shares(store, [prefixes.query, prefixes.passage], vocab_size)
+        mixture, settings = mix(corpus, config.token_vectors.mixture), config.token_vectors
+        static = begin_static_path(table, met, settings.rarity_smoothing, config.distil.static_share)
+        if not learn_token_vectors(
+            table, static, how_english, store, corpus, mixture, settings, config.seed, should_stop
+        ):
             return None
-        sample = sample_by_language(
-            material.corpus, material.store.lengths(), settings.whitening_texts_per_language, config.seed
-        )
-        table, weights = whiten_tokens(table, learnt, bags, sample, settings.whitening)
+        turn_onto_teacher(static, table, material, teacher, settings, config.seed)
         unfinished = path.with_suffix(".unfinished")
-        save_file({"directions": table, "weights": weights}, unfinished)
+        save_file({"table": table, **static.state_dict()}, unfinished)
         os.replace(unfinished, path)
-    saved = load_file(path)
-    return saved["directions"], saved["weights"]
+    tensors = load_file(path)
+    share = torch.tensor(config.distil.static_share)
+    return tensors["table"], StaticPath(tensors["weights"], tensors["middle"], tensors["matrix"], share)
+
+
+def turn_onto_teacher(
+    static: StaticPath,
+    table: torch.Tensor,
+    material: Material,
+    teacher: TeacherVectors,
+    settings: TokenVectorsConfig,
+    seed: int,
+) -> None:
+    """Turn the space of the static path, in place, so that English texts lie where the teacher has them."""
+    corpus = material.corpus
+    english = np.flatnonzero(corpus.text_language == corpus.languages.index("en"))
+    count = min(len(english), settings.turned_texts)
+    numbers = np.sort(np.random.default_rng([seed, 2]).choice(english, count, replace=False))
+    logger.info("asking the teacher for %d English texts", count)
+    wanted = teacher.of(numbers)
+    ids, starts = take_bags(material.store, numbers, settings.max_tokens)
+    with torch.no_grad():
+        bags = static.of_bags(table, static.weights, torch.from_numpy(ids), torch.from_numpy(starts))
+        before = (bags * wanted).sum(dim=1).mean()
+        rotation = rotation_onto(bags, wanted)
+        after = ((bags @ rotation) * wanted).sum(dim=1).mean()
+        static.matrix.copy_(static.matrix @ rotation)
+    logger.info("bags turned onto the teacher's vectors: mean cosine %.3f before, %.3f now", before, after)

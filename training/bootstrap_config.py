@@ -28,52 +28,80 @@ class MixtureConfig(Section):
     weights: dict[str, float] = Field(default_factory=dict)
 
 
+class VocabularyConfig(Section):
+    """What of the learnt vocabulary is kept, and which whole words become tokens in place of the rest."""
+
+    # As they are in the end.
+    vocab_size: int = Field(gt=4)
+    # A language counts in proportion to its number of texts to this power, and not at all with fewer texts than these.
+    language_exponent: float = Field(default=0.6, ge=0, le=1)
+    language_texts_min: int = Field(default=1000, ge=0)
+    # So many words of the starting model's vocabulary, the most frequent, are tokens.
+    starting_words: int = Field(default=15000, ge=0)
+    # So many words of the other languages are, those that save most pieces.
+    saving_words: int = Field(default=10000, ge=0)
+
+
 class TokenVectorsConfig(Section):
-    """The warm start of the token vectors, as bags of tokens."""
+    """The training of the token vectors before the layers, with every text as a bag of its tokens."""
 
     steps: int = Field(gt=0)
     # A batch holds as many pairs as make about this many tokens, at most batch_pairs_max.
     tokens_per_batch: int = Field(gt=0)
     batch_pairs_max: int = Field(gt=1)
-    max_tokens: int = Field(default=128, gt=0)
-    # Both fall linearly to 0: of the vectors, and of the logarithms of the tokens' weights.
+    max_tokens: int = Field(default=96, gt=0)
     learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(gt=0)
     gain_learning_rate: float = Field(gt=0)
     temperature: float = Field(default=0.05, gt=0)
-    # How strongly English texts and their translations are held near the English bag of the first vectors.
-    anchor_weight: float = Field(default=1.0, ge=0)
-    # A token's weight in its bag is a / (a + its share of all tokens).
-    rarity_smoothing: float = Field(default=1e-3, gt=0)
-    # How far the variances of the text vectors are evened out at the end: 0 not at all, 1 wholly.
-    whitening: float = Field(default=0.5, ge=0, le=1)
-    whitening_texts_per_language: int = Field(default=400, gt=0)
+    # A token weighs a / (a + its share of all tokens).
+    rarity_smoothing: float = Field(default=3e-4, gt=0)
+    # Of each step, a token that is wholly English takes this part, one of other languages all.
+    mobility_min: float = Field(default=0.05, ge=0, le=1)
+    # Behind the last step the bags are turned onto the teacher's vectors of so many English texts.
+    turned_texts: int = Field(default=20000, gt=0)
     mixture: MixtureConfig = MixtureConfig()
 
 
-class LayersConfig(Section):
-    """The training of the whole encoder, after the warm start."""
+class DistilConfig(Section):
+    """The training of the whole encoder, the English one being its teacher."""
 
-    layer_count: int = Field(gt=0)
-    head_count: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
     steps: int = Field(gt=0)
     warmup_steps: int = Field(default=50, ge=0)
     # A batch holds as many pairs as make about this many tokens, at most batch_pairs_max.
     tokens_per_batch: int = Field(gt=0)
     batch_pairs_max: int = Field(gt=1)
     max_tokens: int = Field(default=128, gt=8, le=512)
+    # Of passages, and of the questions to them, the student reads more.
+    passage_tokens: int = Field(default=192, gt=8, le=512)
+    # Of the batches of translations, so many are passages put together from sentences (passages.py).
+    passage_share: float = Field(default=0.3, ge=0, le=1)
+    # The teacher reads more of a text than the student: it does so once, without a way back through its layers.
+    teacher_max_tokens: int = Field(default=160, gt=8, le=512)
     # Rows of like length are computed together, up to this many tokens with padding.
-    chunk_tokens: int = Field(default=2048, gt=0)
+    chunk_tokens: int = Field(default=1024, gt=0)
     learning_rate: float = Field(gt=0)
     token_learning_rate: float = Field(gt=0)
     gradient_norm_max: float = Field(default=1.0, gt=0)
-    temperature: float = Field(default=0.01, gt=0)
-    # In this share of the batches the teacher is asked; it costs about as much as the student.
-    teacher_share: float = Field(default=0.5, ge=0, le=1)
-    distillation_weight: float = Field(default=1.0, ge=0)
-    distillation_temperature: float = Field(default=0.05, gt=0)
-    # Rows that the teacher finds closer than this are no negatives of each other.
+    temperature: float = Field(default=0.05, gt=0)
+    # How strongly texts are pulled to the teacher's vectors, beside being told apart from the others of the batch.
+    pull_weight: float = Field(default=1.0, ge=0)
+    # Of the English sides of translations, so many are read by the student too.
+    english_share: float = Field(default=0.25, ge=0, le=1)
+    # Beside the batch, a text is told apart from so many English texts of the steps before.
+    recent_texts: int = Field(default=4096, ge=0)
+    # Of the vector, the static path is this part, the layers the rest.
+    static_share: float = Field(default=0.5, gt=0, lt=1)
+    # The odds of a translation of which the teacher knows no side, where those of the others are 1.
+    untaught_weight: float = Field(default=0.25, gt=0, le=1)
+    # Where the teacher is not asked, texts closer than this are no negatives of each other.
     same_meaning_cosine: float = Field(default=0.9, gt=0, le=1)
+    # Saved are the weights on average over about the last quarter of the steps, so many at most, and of that average
+    # this part is the weights that training began with.
+    average_steps: int = Field(default=200, ge=1)
+    start_share: float = Field(default=0.3, ge=0, lt=1)
+    # Matrix products in bfloat16; weights and sums stay float32.
+    bfloat16: bool = True
     save_every_steps: int = Field(default=200, gt=0)
     log_every_steps: int = Field(default=20, gt=0)
 
@@ -86,9 +114,12 @@ class TrainConfig(Section):
     starting_model: str
     # This share of the pairs is never trained on, chosen by the text of the query.
     held_out_per_mille: int = Field(default=5, ge=0, lt=1000)
+    # Similarity sets among the evaluation files, of whose development part the translations are read (not the scores).
+    dev_sets: list[str] = Field(default_factory=list)
     tokenizer: TokenizerConfig
+    vocabulary: VocabularyConfig
     token_vectors: TokenVectorsConfig
-    layers: LayersConfig
+    distil: DistilConfig
     mixture: MixtureConfig = MixtureConfig()
 
 

@@ -16,7 +16,7 @@ LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
 # Settings of a run that a reader asks for first; each is shown where the run has it.
 SHOWN_SETTINGS = (
     "batch_pairs", "tokens_per_batch", "learning_rate", "temperature", "warmup_steps", "epochs", "hard_negatives",
-    "max_tokens", "precision", "alpha", "distillation_temperature", "distillation_weight", "seed",
+    "max_tokens", "precision", "alpha", "distillation_temperature", "distillation_weight", "static_share", "seed",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def facts_of_run(manifest: Mapping[str, object]) -> TrainingFacts:
     """The facts in a checkpoint's run.json."""
     settings = _object(manifest, "settings")
     stage = manifest.get("stage")
-    own = _object(settings, str(stage)) if stage else _object(settings, "layers")
+    own = _object(settings, str(stage)) if stage else _object(settings, "distil")
     flat = {key: value for key, value in {**settings, **own}.items() if not isinstance(value, dict | list)}
     begin = _object(manifest, "begin_with").get("model") or settings.get("starting_model") or settings.get("backbone")
     # Without counts and licences in older manifests.

@@ -88,7 +88,7 @@ def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_se
     return {
         "steps": step,
         "pairs_seen": pairs_seen,
-        "finished": step >= config.layers.steps,
+        "finished": step >= config.distil.steps,
         "settings": config.model_dump(),
         "data": {source.name: {"sha256": source.sha256} for source in sources},
         "sources": {source.name: {"pairs": source.pair_count, "licence": source.licence} for source in sources},

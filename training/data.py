@@ -10,9 +10,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,17 +26,24 @@ logger = logging.getLogger(__name__)
 RESTRICTED_LICENCE = re.compile(r"research|non-?commercial|\bNC\b|academic use", re.IGNORECASE)
 NO_TEXT = -1
 MANIFEST_FILE = "MANIFEST.json"
+FILE_ENDING = ".jsonl.gz"
+# Of every five rows of a development set the first two are left to measure with.
+DEV_FOLDS, DEV_FOLDS_MEASURED = 5, 2
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of pairs, as the manifest describes it."""
+    """One file of pairs, as the manifest describes it.
+
+    is_dev: not pairs, but a similarity set in several languages, of whose development part the translations are taken.
+    """
 
     name: str
     path: Path
     licence: str
     pair_count: int
     sha256: str
+    is_dev: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,22 +78,32 @@ class Corpus:
     pair_language: np.ndarray
 
 
-def read_sources(data: Path) -> list[Source]:
-    """List the training files of a data folder, in the order of the manifest."""
+def read_sources(data: Path, dev_sets: Sequence[str] = ()) -> list[Source]:
+    """List the training files of a data folder, in the order of the manifest, and behind them the development sets.
+
+    dev_sets: names of similarity sets among the evaluation files. Raises BadTrainingData for one that is not there.
+    """
     manifest_path = data / MANIFEST_FILE
     if not manifest_path.is_file():
         raise BadTrainingData(f"{manifest_path} is missing; --data needs the folder that holds MANIFEST.json")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    by_name = {_name_of(entry): entry for entry in manifest.get("eval", [])}
+    if unknown := [name for name in dev_sets if name not in by_name]:
+        raise BadTrainingData(f"{manifest_path} has no evaluation file {unknown[0]!r}; it has {', '.join(by_name)}")
+    dev = (replace(_source(data, by_name[name], f"translation_dev_{name}"), is_dev=True) for name in dev_sets)
     return [
-        Source(
-            name=Path(entry["file"]).name.removesuffix(".jsonl.gz"),
-            path=data / entry["file"],
-            licence=entry["licence"],
-            pair_count=entry["lines"],
-            sha256=entry["sha256"],
-        )
-        for entry in manifest["train"]
+        *(_source(data, entry, _name_of(entry)) for entry in manifest["train"]),
+        *(replace(source, pair_count=sum(1 for _ in read_pairs(source))) for source in dev),
     ]
+
+
+def _name_of(entry: dict[str, str]) -> str:
+    return Path(entry["file"]).name.removesuffix(FILE_ENDING)
+
+
+def _source(data: Path, entry: dict[str, Any], name: str) -> Source:
+    path, licence = data / entry["file"], entry["licence"]
+    return Source(name=name, path=path, licence=licence, pair_count=entry["lines"], sha256=entry["sha256"])
 
 
 def is_licence_open(licence: str) -> bool:
@@ -118,11 +137,31 @@ def split_languages(lang: str) -> tuple[str, str]:
 def read_pairs(source: Source) -> Iterator[Pair]:
     """Yield the pairs of one file, in file order."""
     with gzip.open(source.path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
+        rows = map(json.loads, lines)
+        if source.is_dev:
+            yield from dev_translations(rows)
+            return
+        for row in rows:
             query_language, positive_language = split_languages(row["lang"])
             negatives = row.get("negative") or [None]
             yield Pair(row["query"], row["positive"], negatives[0], query_language, positive_language)
+
+
+def dev_translations(rows: Iterator[dict[str, Any]]) -> Iterator[Pair]:
+    """Pair the English sentences of a similarity set's development part with those of the same place elsewhere.
+
+    rows: `{"lang", "split", "sentence1", "sentence2"}`, every language in the same order. No score is read.
+    """
+    by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in rows:
+        if row["split"] == "dev":
+            by_language[row["lang"]].append((row["sentence1"], row["sentence2"]))
+    english = by_language.pop("en")
+    for language, others in by_language.items():
+        for place, (texts, translations) in enumerate(zip(english, others, strict=True)):
+            if place % DEV_FOLDS >= DEV_FOLDS_MEASURED:
+                for text, translation in zip(texts, translations, strict=True):
+                    yield Pair(text, translation, None, "en", language)
 
 
 def check_hash(source: Source) -> None:

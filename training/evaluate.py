@@ -1,6 +1,6 @@
 """How good a system is, on the sets of the data folder.
 
-    python -m training evaluate model_repo/me5_nano/1 --data DATA --quick
+    python -m training evaluate model_repo/me5_nano/2 --data DATA --quick
     python -m training evaluate runs/nano/12000 --data DATA --tasks flores,xquad --json figures.json
 
 Takes a model version (computed by the gateway's own engine) or a checkpoint (computed by torch); `evaluate` itself asks
@@ -26,7 +26,7 @@ from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Re
 from training.label_scores import classification_scores, clustering_scores, drawn_samples
 from training.protocol import Protocol, drawn_rows, sides
 from training.scores import Scored, bitext_scores, retrieval_scores, similarity_scores
-from training.sentence_folder import read_sentence_folder
+from training.sentence_folder import STATIC_FILE, read_sentence_folder
 from training.system import Identity, Nearness, Reading, Side, System
 from training.vectors import VectorSystem, prompts_by_role, takes_instructions
 
@@ -103,7 +103,9 @@ def open_model(
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), facts.prompts, facts.max_tokens, facts.pad_id)
         model, weights = load_sentence_model(folder).to(device), folder / "model.safetensors"
         run, computed = torch_run(model, threads), ("torch", "fp32")
-        files = {file: file_sha256(folder / file) for file in ("config.json", "model.safetensors", TOKENIZER_FILE)}
+        parts = ["config.json", "model.safetensors", TOKENIZER_FILE]
+        parts += [STATIC_FILE] if model.static is not None else []
+        files = {file: file_sha256(folder / file) for file in parts}
         details = {"parameters": str(sum(each.numel() for each in model.parameters()))}
     else:
         raise CheckpointError(f"{folder} is neither a model version ({SPEC_FILE}, {MODEL_FILE}) nor a checkpoint")

@@ -225,13 +225,17 @@ def report(
             show_default=False,
         ),
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Also the table, and one a set by language, into this model card.", show_default=False),
+    ] = None,
 ) -> None:
     """Write results side by side: a page with tables, figures and the audit of languages."""
     with one_line_errors():
         from training.report import write_report
         from training.result import read_result
 
-        typer.echo(f"{write_report([read_result(each) for each in results], out, into)}")
+        typer.echo(f"{write_report([read_result(each) for each in results], out, into, card)}")
 
 
 @commands.command()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.recipe.spec import ModelSpec
-from training.graph_weights import Encoder, Floats, Layer, Linear, Norm
+from training.graph_weights import Encoder, Floats, Layer, Linear, Norm, Static
 from training.quantize import GROUP, quantize_symmetric
 
 OPSET = 18
@@ -29,6 +29,8 @@ MICROSOFT = "com.microsoft"
 WEIGHT_MAX = 63
 # What padding adds to a score: enough for a weight of zero, and still a number after sums.
 MASKED = -10000.0
+# The matrix of the static path, which no int8 graph rounds.
+STATIC_PRODUCT = "static.product"
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def write_graph(
     states = _embed(writer, encoder, shape)
     for number, layer in enumerate(encoder.layers):
         states = _write_layer(writer, layer, f"layer.{number}", states, encoder, shape)
-    _write_outputs(writer, states, spec)
+    _write_outputs(writer, states, encoder, spec)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in spec.inputs]
     if spec.pooling == "graph":
         sides: list[str | int] = ["batch", spec.dimension]
@@ -228,19 +230,46 @@ def _write_layer(writer: Writer, layer: Layer, name: str, states: str, encoder: 
     return writer.residual_norm(outer, middle, layer.norm, output, encoder.epsilon)
 
 
-def _write_outputs(writer: Writer, states: str, spec: ModelSpec) -> None:
+def _write_outputs(writer: Writer, states: str, encoder: Encoder, spec: ModelSpec) -> None:
     """Pooling and length one in the words of service/recipe/pooling.py; token states where the gateway pools."""
     if spec.pooling == "mean":
         writer.node("Identity", [states], spec.output)
         return
     rows = writer.tensor("rows", np.array([1]))
-    last = writer.tensor("last", np.array([-1]))
     mask = writer.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
-    masked = writer.node("Mul", [states, writer.node("Unsqueeze", [mask, last], "weights.column")], "masked")
-    total = writer.node("ReduceSum", [masked, rows], "total", keepdims=0)
+    column = writer.node("Unsqueeze", [mask, writer.tensor("last", np.array([-1]))], "weights.column")
+    # In front of the pooling, whose product with the mask is the last: so graph_states.py finds the states.
+    static = _write_static(writer, encoder.static, column) if encoder.static else None
+    total = writer.node("ReduceSum", [writer.node("Mul", [states, column], "masked"), rows], "total", keepdims=0)
     count = writer.node("ReduceSum", [mask, rows], "count", keepdims=1)
     count = writer.node("Max", [count, writer.floats("one", 1)], "count.clipped")
-    mean = writer.node("Div", [total, count], spec.raw_output or "sentence_mean")
-    squares = writer.node("ReduceSum", [writer.node("Mul", [mean, mean], "squared"), last], "squares", keepdims=1)
-    squares = writer.node("Max", [squares, writer.floats("smallest", 1e-24)], "squares.clipped")
-    writer.node("Div", [mean, writer.node("Sqrt", [squares], "lengths")], spec.output)
+    raw = spec.raw_output or "sentence_mean"
+    mean = writer.node("Div", [total, count], raw if static is None else "mean")
+    if encoder.static is not None and static is not None:
+        layers = _write_unit(writer, mean, "mean.unit")
+        layers = writer.node("Mul", [layers, writer.floats("layers.share", 1 - encoder.static.share)], "layers.part")
+        static = writer.node("Mul", [static, writer.floats("static.share", encoder.static.share)], "static.part")
+        mean = writer.node("Add", [layers, static], raw)
+    _write_unit(writer, mean, spec.output)
+
+
+def _write_static(writer: Writer, static: Static, mask: str) -> str:
+    """The path beside the layers, in float32: unit(Σ weight · (token vector - middle) · matrix)."""
+    weights = writer.floats("static.weights", static.weights)
+    weights = writer.node("Gather", [weights, "input_ids"], "static.gathered", axis=0)
+    weights = writer.node("Mul", [weights, mask], "static.masked")
+    centred = writer.node("Sub", ["words.rows", writer.floats("static.middle", static.middle)], "static.centred")
+    total = writer.node("Mul", [centred, weights], "static.weighed")
+    total = writer.node("ReduceSum", [total, "rows"], "static.total", keepdims=0)
+    product = writer.node("MatMul", [total, writer.floats("static.matrix", static.matrix)], STATIC_PRODUCT)
+    return _write_unit(writer, product, "static.unit")
+
+
+def _write_unit(writer: Writer, vectors: str, output: str) -> str:
+    """Each row of [B, H] scaled to length one."""
+    squares = writer.node("Mul", [vectors, vectors], f"{output}.squared")
+    squares = writer.node("ReduceSum", [squares, "last"], f"{output}.squares", keepdims=1)
+    if not any(tensor.name == "smallest" for tensor in writer.tensors):
+        writer.floats("smallest", 1e-24)
+    squares = writer.node("Max", [squares, "smallest"], f"{output}.clipped")
+    return writer.node("Div", [vectors, writer.node("Sqrt", [squares], f"{output}.length")], output)

@@ -3,7 +3,8 @@
 Exporters rename matrices and merge equal biases, but they keep the order of the program: in each layer the products of
 query, key, value, attention output, and the two of the feed-forward part. So the weights are read by their places, and
 only the three tables by name. Whether they were understood is proved by computing with them (fused_graph.py), where
-what the graph doesn't say plainly, the number of heads, is tried out too.
+what the graph doesn't say plainly, the number of heads, is tried out too. A static path (static_path.py) is our own
+exporter's, and known by its names.
 """
 
 from collections import defaultdict
@@ -51,6 +52,16 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Static:
+    """The path beside the layers.   weights: [V, 1].   middle: [H].   matrix: [H, H].   share: of the whole vector."""
+
+    weights: Floats
+    middle: Floats
+    matrix: Floats
+    share: float
+
+
+@dataclass(frozen=True)
 class Encoder:
     """words: [V, H].   positions: [P, H], the vector of token type 0 added.   counts_tokens: positions are numbered
     over the ids that are not padding, from pad_id + 1, as XLM-R does; else over all, from 0, as BERT does."""
@@ -61,6 +72,7 @@ class Encoder:
     layers: tuple[Layer, ...]
     epsilon: float
     counts_tokens: bool
+    static: Static | None = None
 
     @property
     def width(self) -> int:
@@ -68,6 +80,7 @@ class Encoder:
         return self.words.shape[1]
 
 
+STATIC_MATRIX = "static.matrix"
 LINEARS_PER_LAYER = 6
 NORMS_PER_LAYER = 2
 
@@ -92,6 +105,7 @@ def read_encoder(model: onnx.ModelProto) -> Encoder:
         layers=tuple(layers),
         epsilon=reader.epsilon(),
         counts_tokens=any(node.op_type == "CumSum" for node in model.graph.node),
+        static=reader.static(),
     )
 
 
@@ -117,7 +131,7 @@ class _Reader:
         found = []
         for node in self.nodes:
             weight = self.constant(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
-            if weight is None or weight.ndim != 2:
+            if weight is None or weight.ndim != 2 or node.input[1].startswith(STATIC_MATRIX):
                 continue
             if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
                 weight = weight.T
@@ -148,6 +162,16 @@ class _Reader:
         if rounded is None or scales is None:
             raise ExportError(f"the graph has no tensor named …{ending}; export or pull the plain graph")
         return (rounded * scales).reshape(len(rounded), -1)
+
+    def static(self) -> Static | None:
+        """The path beside the layers; None where there is none."""
+        middle, share = self._named("static.middle"), self._named("static.share")
+        matrix = self._named(STATIC_MATRIX)
+        if matrix is None:
+            matrix = self.constant(f"{STATIC_MATRIX}_unpacked")
+        if middle is None or share is None or matrix is None:
+            return None
+        return Static(self.table("static.weights"), middle, matrix, float(share))
 
     def epsilon(self) -> float:
         """What a LayerNorm adds to the variance: its attribute, or in older graphs the constant before the root."""
@@ -183,13 +207,15 @@ class _Reader:
             return None
         if node.op_type == "Constant":
             return numpy_helper.to_array(node.attribute[0].t).astype(np.float32)
-        if node.op_type not in ("Cast", "Identity", "Mul", "Transpose"):
+        if node.op_type not in ("Cast", "Identity", "Mul", "Reshape", "Transpose"):
             return None
         parts = [part for name in node.input if (part := self.constant(name)) is not None]
         if len(parts) != len(node.input):
             return None
         if node.op_type == "Mul":
             return np.asarray(parts[0] * parts[1])
+        if node.op_type == "Reshape":
+            return parts[0].reshape(parts[1].astype(np.int64))
         if node.op_type == "Transpose":
             order = next((list(item.ints) for item in node.attribute if item.name == "perm"), None)
             return parts[0].transpose(order)

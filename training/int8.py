@@ -1,6 +1,6 @@
 """A model version gets graphs that compute in int8, one for each engine, and becomes the next version.
 
-    python -m training quantize model_repo/me5_nano/1 --data DATA
+    python -m training quantize model_repo/me5_nano/2 --data DATA
 
 model_int8.onnx is for ONNX Runtime, model_int8_openvino.onnx for OpenVINO (int8_graphs.py). Each is held, language by
 language, to the vectors that the version gives in fp32 on texts that it was not calibrated on (parity.py); one that

@@ -18,7 +18,7 @@ from service.recipe.tokens import TokenBatch
 from training.calibration import input_scales, observe
 from training.collection import Vectors
 from training.errors import ExportError
-from training.fused_graph import Shape, activation_names, fused_graph
+from training.fused_graph import STATIC_PRODUCT, Shape, activation_names, fused_graph
 from training.graph_run import feed_of, graph_run
 from training.graph_weights import Encoder, read_encoder
 from training.plain_graph import plain_graph
@@ -29,8 +29,11 @@ FUSED_ERROR_MAX = 1e-4
 # Rounding alone: with this number of heads no other has to be tried.
 FUSED_ERROR_SURE = 1e-5
 HEAD_WIDTHS = (64, 32, 128, 16, 8)
-# Of the rows of a batch nncf gets every fourth, each alone.
-FEED_EVERY = 4
+# nncf gets so many of the texts at most, each alone.
+FEEDS_MAX = 128
+# How far SmoothQuant moves large activations into the weights. nncf's own 0.95 is too far for BERT's layers: mean
+# cosine to float32 over 240 sentences in eight languages 0.9962, worst 0.987; with 0.7 0.9976, 0.993; with 0.6 0.9967.
+SMOOTHING_ALPHA = 0.7
 # Products alone: of ONNX's own Attention operator quantize_dynamic makes a node that can't be loaded.
 DYNAMIC_OPERATORS = ["MatMul", "Gemm"]
 
@@ -100,17 +103,25 @@ def find_shape(encoder: Encoder, folder: Path, spec: ModelSpec, batch: TokenBatc
 def write_openvino_int8(folder: Path, spec: ModelSpec, batches: list[TokenBatch], path: Path) -> None:
     """nncf's static quantisation with SmoothQuant of the version's own graph; token tables stay as int8 tables."""
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
 
     with tempfile.TemporaryDirectory(prefix="me5-int8-") as scratch:
         model = _plain(folder, spec, batches, Path(scratch))
     # Each alone and without padding, which nncf would count as text.
-    feeds = [feed_of(spec.inputs, _row(batch, row)) for batch in batches for row in range(0, batch.rows, FEED_EVERY)]
+    rows = [_row(batch, row) for batch in batches for row in range(batch.rows)]
+    feeds = [feed_of(spec.inputs, row) for row in rows[:: -(-len(rows) // FEEDS_MAX)]]
     quantised = nncf.quantize(
         model,
         nncf.Dataset(feeds),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(feeds),
         fast_bias_correction=True,
+        # A sum over a text's tokens grows with its length: one scale for all would round short ones away. One product a
+        # text costs nothing in float32.
+        ignored_scope=nncf.IgnoredScope(names=[STATIC_PRODUCT], validate=False),
+        advanced_parameters=AdvancedQuantizationParameters(
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=SMOOTHING_ALPHA)
+        ),
     )
     onnx.save(quantised, path)
 

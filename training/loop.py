@@ -4,12 +4,21 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from training.layers import StepReport
-
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did, for the log."""
+
+    source: str
+    pairs: int
+    tokens: int
+    loss: float
 
 
 class Trainer(Protocol):

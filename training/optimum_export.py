@@ -9,6 +9,7 @@ by `python -m training gate-optimum`.
 
 import argparse
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,9 +17,17 @@ from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTModelForFeatureExtraction, ORTOptimizer, ORTQuantizer
 from optimum.onnxruntime.configuration import AutoOptimizationConfig, AutoQuantizationConfig
 
+# As training/static_path.py names it.
+STATIC_PATH = "2_StaticPath"
+
 
 def export(checkpoint: Path, out: Path) -> None:
     """Write model.onnx in out/fp32, out/o2 and out/int8; as Sentence Transformers models they pool in the graph."""
+    if (checkpoint / STATIC_PATH).is_dir():
+        sys.exit(
+            f"{checkpoint} has a static path beside its layers, which optimum's exporter does not write; "
+            "export it with `python -m training export`"
+        )
     for name in ("fp32", "o2", "int8"):
         shutil.rmtree(out / name, ignore_errors=True)
     main_export(str(checkpoint), out / "fp32", task="feature-extraction", library_name="sentence_transformers")

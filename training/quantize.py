@@ -3,15 +3,15 @@
 Symmetric, -127 to 127. Activations are not touched, so nothing has to be calibrated and no language is treated worse
 than another by a calibration text.
 
-    table    Gather(float)       →  Gather(int8) → Cast → Mul(Gather(scales)) → Reshape     stays int8 in memory
-    matrix   MatMul(x, float)    →  MatMul(x, Mul(Mul(Cast(int8), scales), gains))          unpacked once, at load
+    table    Gather(float)       →  Gather(int8) → Cast → Mul(Cast(Gather(scales))) → Reshape     stays int8 in memory
+    matrix   MatMul(x, float)    →  MatMul(x, Mul(Reshape(Mul(Cast(int8), Cast(scales))), gains)) unpacked once, at load
 
-A table has one scale for each 32 neighbours of a row: a few coordinates that stand far out then cost their own group
-only. Measured on me5_nano, 19 texts, worst cosine to float32: one scale a row 0.9941, one for 128 values 0.9981, one
-for 32 0.9996, for 2.9 MB more. A matrix has one for each output channel, and before that each input channel is
-divided by its own gain: BERT's feed-forward layers have a few input channels with large weights and huge activations,
-and rounding them on their neighbours' scale is most of the error. Measured on the layers of all-MiniLM-L6-v2, 27
-sentences, cosine to float32: output scales alone 0.9987 at worst and 0.99937 on average; with gains 0.9993 and 0.99972.
+One float16 scale serves 32 neighbours, of a row in a table, of an output channel in a matrix: a few values that stand
+far out then cost their own group only. Measured on tables, 19 texts, worst cosine to float32: one scale a row 0.9941,
+one for 128 values 0.9981, one for 32 0.9996. In a matrix each input channel is divided by its own gain before that:
+BERT's feed-forward layers have a few input channels with large weights and huge activations, and rounding them on their
+neighbours' scale is most of the error. Measured on six layers of 384, the error of a weight relative to the mean
+weight: a scale for each output channel and gains 0.0078; a scale for each 32 weights 0.0056, with gains 0.0054.
 """
 
 from collections import defaultdict
@@ -68,8 +68,8 @@ def quantize_symmetric(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to int8 with one scale for each slice: `axis` is the one that a scale is shared along.
 
-    values: [N, M].   Returns int8[N, M], -largest_byte to largest_byte, and float32 scales, [N, 1] for axis 1 and
-    [1, M] for axis 0; their product differs from the values by half a scale at most. A slice of zeros has scale 1.
+    values: of any shape.   Returns int8 of that shape, -largest_byte to largest_byte, and float32 scales, of that shape
+    but 1 along axis; their product differs from the values by half a scale at most. A slice of zeros has scale 1.
     """
     largest = np.abs(values).max(axis=axis, keepdims=True)
     scales = np.where(largest > 0, largest / largest_byte, 1).astype(np.float32)
@@ -94,7 +94,8 @@ def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
     quantised, scales = quantize_symmetric(table.reshape(-1, group), axis=1)
     parts: dict[str, np.ndarray] = {
         "int8": quantised.reshape(rows, -1, group),
-        "scales": scales.reshape(rows, -1, 1),
+        # Half of float32's size; eleven bits of a scale are four more than the bytes have.
+        "scales": scales.reshape(rows, -1, 1).astype(np.float16),
         # Zeros keep what the ids' own shape [B, T] is.
         "shape": np.array([0, 0, width], dtype=np.int64),
     }
@@ -103,9 +104,17 @@ def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
 
 def _store_matrix(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
     matrix = numpy_helper.to_array(tensor)
+    inputs, outputs = matrix.shape
     gains = input_gains(matrix)
-    quantised, scales = quantize_symmetric(matrix / gains, axis=0)
-    _replace_initializer(graph, tensor, {"int8": quantised, "scales": scales, "gains": gains})
+    group = GROUP if inputs % GROUP == 0 else inputs
+    quantised, scales = quantize_symmetric((matrix / gains).reshape(-1, group, outputs), axis=1)
+    parts: dict[str, np.ndarray] = {
+        "int8": quantised,
+        "scales": scales.astype(np.float16),
+        "shape": np.array([inputs, outputs], dtype=np.int64),
+        "gains": gains,
+    }
+    _replace_initializer(graph, tensor, parts)
 
 
 def _replace_initializer(graph: onnx.GraphProto, tensor: onnx.TensorProto, parts: dict[str, np.ndarray]) -> None:
@@ -123,7 +132,8 @@ def _table_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Gather", [f"{table}_int8", rows], [f"{output}_int8"], f"{output}_rows", axis=0),
         helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], f"{output}_cast", to=TensorProto.FLOAT),
-        helper.make_node("Gather", [f"{table}_scales", rows], [f"{output}_scales"], f"{output}_scales", axis=0),
+        helper.make_node("Gather", [f"{table}_scales", rows], [f"{output}_halves"], f"{output}_halves", axis=0),
+        helper.make_node("Cast", [f"{output}_halves"], [f"{output}_scales"], f"{output}_scales", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{output}_unscaled", f"{output}_scales"], [grouped], f"{output}_scaled"),
         helper.make_node("Reshape", [grouped, f"{table}_shape"], [output], f"{output}_reshaped"),
     ]
@@ -132,11 +142,14 @@ def _table_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
 def _unpacked_matrix(name: str) -> list[onnx.NodeProto]:
     # Cast and Mul, and not DequantizeLinear: every engine folds these into a float32 constant by itself, where ONNX
     # Runtime keeps a DequantizeLinear and computes it in every call unless the session is told otherwise.
-    unscaled, scaled, output = f"{name}_unscaled", f"{name}_scaled", f"{name}_unpacked"
+    unscaled, factors, scaled, whole = (f"{name}_{part}" for part in ("unscaled", "factors", "scaled", "whole"))
+    output = f"{name}_unpacked"
     return [
         helper.make_node("Cast", [f"{name}_int8"], [unscaled], unscaled, to=TensorProto.FLOAT),
-        helper.make_node("Mul", [unscaled, f"{name}_scales"], [scaled], scaled),
-        helper.make_node("Mul", [scaled, f"{name}_gains"], [output], output),
+        helper.make_node("Cast", [f"{name}_scales"], [factors], factors, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [unscaled, factors], [scaled], scaled),
+        helper.make_node("Reshape", [scaled, f"{name}_shape"], [whole], whole),
+        helper.make_node("Mul", [whole, f"{name}_gains"], [output], output),
     ]
 
 

@@ -26,13 +26,15 @@ _SIZES: tuple[tuple[str, float, str], ...] = (
 )
 
 
-def write_report(results: Sequence[Result], out: Path, into: Path | None = None) -> Path:
+def write_report(results: Sequence[Result], out: Path, into: Path | None = None, card: Path | None = None) -> Path:
     """Write the page and its figures. Returns the page's path. Raises TrainingError where the folder takes no file.
 
     into: another page, which takes the table and the figures between its marks, see pages.
+    card: a model's, which takes the table and those by language between the same marks.
     """
-    if into is not None:
-        check_page(into, "evaluation")
+    for place in (into, card):
+        if place is not None:
+            check_page(place, "evaluation")
     named = dict(zip(labels(results), results, strict=True))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -40,6 +42,8 @@ def write_report(results: Sequence[Result], out: Path, into: Path | None = None)
         (out / PAGE).write_text(page(named, figures), encoding="utf-8")
         if into is not None:
             put_between(into, "evaluation", brief(named, figures, os.path.relpath(out, into.parent)))
+        if card is not None:
+            put_between(card, "evaluation", "\n\n".join([_figures_of_all(named), *by_language(named)]))
     except OSError as error:
         raise TrainingError(f"{out} can't be written: {error.strerror}; give --out another folder") from error
     return out / PAGE
@@ -53,6 +57,24 @@ def brief(named: Mapping[str, Result], figures: Sequence[tuple[str, str]], folde
     others = tuple(f"-{number}.svg" for number in range(2, len(named) + 1))
     images = [f"![{title}]({folder}/{file})" for title, file in figures if not file.endswith(others)]
     return "\n\n".join([_figures_of_all(named), *images])
+
+
+def by_language(named: Mapping[str, Result]) -> list[str]:
+    """A folded table for each set of several languages: the main measure, a row a language, a column a system."""
+    sets = {each.name: each for result in named.values() for each in result.sets.values()}
+    parts = []
+    for name, measured in sets.items():
+        if measured.subsets != "language" or len(measured.values) < 2:
+            continue
+        columns = [result.sets[name].values if name in result.sets else {} for result in named.values()]
+        rows = [["language", *named]]
+        for language in sorted({language for values in columns for language in values}):
+            found = [values.get(language) for values in columns]
+            best = f"{max(value for value in found if value is not None):.4f}"
+            rows.append([language, *(_cell(value, best if len(named) > 1 else "") for value in found)])
+        head = f"<details><summary>{name}: {measured.measure} by language</summary>"
+        parts.append(f"{head}\n\n{_table(rows, numbers_from=1)}\n\n</details>")
+    return parts
 
 
 def labels(results: Sequence[Result]) -> list[str]:
@@ -125,6 +147,7 @@ def page(named: Mapping[str, Result], figures: Sequence[tuple[str, str]]) -> str
     parts += [f"{other} against {first}: {each}." for other in others for each in unlike(named[first], named[other])]
     for title, file in figures:
         parts += [f"## {title}", f"![{title}]({file})"]
+    parts += ["## By language", *by_language(named)]
     for label, result in named.items():
         try:
             parts += [f"## Languages of {label}", _block(describe_audit(audit(result)))]

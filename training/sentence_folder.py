@@ -16,6 +16,8 @@ from service.recipe.tokens import load_tokenizer
 from training.errors import CheckpointError
 
 LONGEST_INPUT_TOKENS = 512
+# The second path of models that have one, see static_path.py.
+STATIC_FILE = "2_StaticPath/model.safetensors"
 INSTRUCT_HEAD, INSTRUCT_TAIL = "Instruct: ", "\nQuery: "
 
 
@@ -50,6 +52,11 @@ def read_sentence_folder(path: Path) -> SentenceFolder:
     if tokenizer.id_to_token(folder.pad_id) is None:
         raise CheckpointError(f"{config.path} says pad_token_id {folder.pad_id}, the tokenizer has no such token")
     return folder
+
+
+def has_static_path(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint's folder holds a second path beside the layers; a name on the hub holds none."""
+    return (Path(checkpoint) / STATIC_FILE).is_file()
 
 
 class _Json:

@@ -38,7 +38,7 @@ def bootstrap(
         settings = load_config(config)
         run = out or Path("runs") / config.stem
         checkpoint = run_bootstrap(settings, data=folder, out=run, resume=resume)
-    if checkpoint is None or checkpoint.name != f"step_{settings.layers.steps:06d}":
+    if checkpoint is None or checkpoint.name != f"step_{settings.distil.steps:06d}":
         typer.echo(f"stopped before its end; continue with --resume --out {run}", err=True)
         raise typer.Exit(STOPPED)
     typer.echo(f"{checkpoint}")

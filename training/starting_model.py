@@ -12,11 +12,9 @@ from transformers import BertModel
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import load_tokenizer, pad
 from training.errors import StartingModelMissing
-from training.token_store import TokenStore, tokenize_all
+from training.token_store import TokenStore
 
 PACKAGE_PREFIX = "package:"
-# A token has at most 16 characters.
-TOKEN_PIECES_MAX = 16
 
 
 @dataclass(frozen=True)
@@ -71,30 +69,3 @@ def mark_id(tokenizer: Tokenizer, mark: str) -> int:
             f"the starting model's tokenizer has no {mark}; starting_model must name a BERT model"
         )
     return found
-
-
-def token_string(token: str) -> str:
-    """Return the text that a token of the new vocabulary stands for."""
-    return token.replace("▁", "").strip()
-
-
-def embed_tokens(new: Tokenizer, start: StartingModel, seed: int) -> torch.Tensor:
-    """Start every new token where the English encoder puts its string as a sentence of its own. Returns float32[V, H].
-
-    The mean over the vocabulary, which says only "one word", is taken off. Tokens whose script the English vocabulary
-    lacks start in random directions.
-    """
-    tokens = [token for token, _ in sorted(new.get_vocab().items(), key=lambda entry: entry[1])]
-    store = tokenize_all(start.tokenizer, [token_string(token) for token in tokens], TOKEN_PIECES_MAX)
-    order = np.argsort(store.lengths(), kind="stable")
-    table = torch.empty(len(tokens), start.bert.config.hidden_size)
-    for numbers in np.array_split(order, max(1, len(order) // 256)):
-        table[torch.from_numpy(numbers)] = start.embed(store, numbers, TOKEN_PIECES_MAX + 2)
-    pieces = [store.row(number, TOKEN_PIECES_MAX) for number in range(len(tokens))]
-    spelled = [len(row) > 0 and start.unk_id not in row for row in pieces]
-    known = torch.tensor(spelled)
-    table -= table[known].mean(dim=0)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(table.shape, generator=generator)
-    table[~known] = l2_normalize(noise)[~known] * table[known].norm(dim=1).mean()
-    return table

@@ -58,7 +58,7 @@ def in_float16(model: SentenceModel) -> SentenceModel:
         if isinstance(module, torch.nn.LayerNorm):
             parent, _, own = name.rpartition(".")
             setattr(encoder.get_submodule(parent), own, _Float32Norm(module))
-    return SentenceModel(encoder).eval()
+    return SentenceModel(encoder, copy.deepcopy(model.static)).eval()
 
 
 class _Float32Norm(torch.nn.Module):
