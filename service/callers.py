@@ -41,10 +41,15 @@ class Caller:
         return pinned or wanted
 
     def expect(self, texts: int, guess: int, now: float) -> None:
-        """Refuse before any work what can't be afforded even at a token a text, or at a fraction of what is guessed."""
+        """Refuse before any work what can't be afforded even at a token a text, or at a fraction of what is guessed.
+
+        It is told to come back when there will be what is guessed: then it is counted, and would be refused again
+        with no more than its least.
+        """
         least_tokens = max(texts, guess // GUESS_EXCESS)
         if self.bucket is not None and least_tokens > self.bucket.remaining(now):
-            raise self._refusal(self.bucket, least_tokens, now)
+            likely_tokens = max(least_tokens, min(guess, self.bucket.burst))
+            raise self._refusal(self.bucket, least_tokens, now, likely_tokens)
 
     def charge(self, tokens: int, now: float) -> None:
         """Take a request's tokens, all or none. Raises RateLimited, or OverBurst where waiting would not help.
@@ -54,7 +59,7 @@ class Caller:
         """
         if self.bucket is not None and not self.bucket.take(tokens, now):
             self.penalise(tokens if tokens > self.bucket.burst else tokens // TOKENISING_SHARE, now)
-            raise self._refusal(self.bucket, tokens, now)
+            raise self._refusal(self.bucket, tokens, now, tokens)
 
     def penalise(self, tokens: int, now: float) -> None:
         """Take so many tokens for work that gave no vectors, or what is left if that is less."""
@@ -77,15 +82,16 @@ class Caller:
             (b"x-ratelimit-reset-tokens", duration(bucket.wait_s(bucket.burst, now)).encode("ascii")),
         ]
 
-    def _refusal(self, bucket: Bucket, tokens: int, now: float) -> Me5Error:
+    def _refusal(self, bucket: Bucket, tokens: int, now: float, likely_tokens: int) -> Me5Error:
         about = f"key {self.name} may use {self.key.tokens_per_minute} tokens a minute, {bucket.burst} at once"
         if tokens > bucket.burst:
             self.metrics.rejected["over_burst"].inc()
             return OverBurst(f"{about}; this request has {tokens} or more; send fewer texts a request")
         self.metrics.rejected["rate_limit"].inc()
-        wait_s = max(1, math.ceil(bucket.wait_s(tokens, now)))
+        wait_s = max(1, math.ceil(bucket.wait_s(likely_tokens, now)))
+        has = f"{tokens}" if likely_tokens == tokens else f"{tokens} or more"
         return RateLimited(
-            f"Rate limit reached: {about}; {int(bucket.remaining(now))} are left, this request has {tokens}; "
+            f"Rate limit reached: {about}; {int(bucket.remaining(now))} are left, this request has {has}; "
             f"try again in {wait_s} s",
             retry_after_s=wait_s,
         )

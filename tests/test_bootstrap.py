@@ -1,4 +1,4 @@
-"""Stage 1 from end to end on toy pairs in ten languages, with a tiny starting model of random weights."""
+"""The bootstrap from end to end on toy pairs in ten languages, with a tiny starting model of random weights."""
 
 import json
 from pathlib import Path

@@ -162,6 +162,11 @@ def test_what_a_key_may_use_is_refused_with_when_and_only_waiting_that_helps_is_
         found.expect(18, 0, 0.0)
     with pytest.raises(OverBurst, match="100 at once; this request has 101 or more"):
         found.expect(1, 404, 0.0)
+    # Not even its least is there; what it is likely to have will be in 43 s.
+    with pytest.raises(RateLimited, match="17 are left, this request has 18 or more; try again in 43 s") as raised:
+        found.expect(18, 60, 0.0)
+    assert raised.value.retry_after_s == 43
+    found.expect(17, 60, 0.0)
     assert OverBurst.status == 413
     headers = dict(found.headers(0.0))
     assert headers[b"x-ratelimit-limit-tokens"] == b"100"

@@ -203,7 +203,7 @@ def test_the_place_of_a_cut_is_shown_where_the_model_stops(
 
 def test_the_search_ranks_the_passages_by_their_cosine(visit: Visit, client: httpx.Client) -> None:
     page = visit.open()
-    assert list(scores(page))[:3] == [2, 3, 4]
+    assert set(list(scores(page))[:3]) == {2, 3, 4}
     page.get_by_label("Search the passages").fill("हज़ारों घर किसने तोड़े? भूकंप")
     visit.settle()
     found = scores(page)

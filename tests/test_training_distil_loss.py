@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.bootstrap_config import DistilConfig
-from training.distil_loss import Given, GivenPassages, Plan, lead, passage_loss, path_loss
+from training.distil_loss import Given, GivenPassages, Plan, lead, passage_loss, path_loss, plan
 from training.loss import cosine_distance, info_nce_both_ways, similarity_divergence
 from training.targets import NO_TARGET
 
@@ -67,3 +67,11 @@ def test_a_question_that_is_nearer_to_its_passage_costs_less():
     passages, given = vectors(3, 0), GivenPassages(vectors(3, 2), vectors(5, 3))
     far = passage_loss(passages, vectors(3, 1), given, CONFIG)
     assert passage_loss(passages, passages, given, CONFIG) < far
+
+
+def test_the_english_side_of_a_translation_goes_to_the_right_and_a_question_stays_on_the_left():
+    pairs = np.array([[0, 10], [1, 11]])
+    read = plan(pairs, np.array([[0, 0], [1, NO_TARGET]]), 0.0, np.random.default_rng(0))
+    assert read.left.tolist() == [10, 1]
+    assert read.right.tolist() == [0, 11]
+    assert read.read_right.tolist() == [1]

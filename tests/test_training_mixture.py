@@ -56,6 +56,16 @@ def test_a_batch_is_in_one_language_where_that_is_asked(corpus):
     assert max(mixed) > 1
 
 
+def test_a_pair_without_weight_does_not_come_up_in_a_batch_of_one_language_either(corpus):
+    weights = np.ones(len(corpus.pairs))
+    weights[::3] = 0
+    mixture = build_mixture(corpus, 0.5, 0.5, {}, weights)
+    sizes, every = [16] * len(corpus.sources), range(len(corpus.sources))
+    drawn = np.concatenate([draw_batch(corpus, mixture, sizes, 3, step, every) for step in range(60)])
+    assert len(np.unique(drawn)) > 100
+    assert (drawn % 3 != 0).all()
+
+
 def test_exponent_zero_gives_every_language_the_same_share():
     languages = np.array([0] * 90 + [1] * 10)
     odds = pair_odds(languages, 0.0)

@@ -26,7 +26,7 @@ from training.bootstrap_config import MixtureConfig, TokenVectorsConfig, TrainCo
 from training.checkpoint import describe_run, load_state, save_checkpoint, write_json
 from training.data import Corpus, Source, keep_open_sources, read_corpus, read_sources
 from training.distil import DistilState, DistilTrainer
-from training.errors import RunExists, SettingsChanged
+from training.errors import BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
@@ -69,6 +69,8 @@ def bootstrap(
     resume: continue what `out` holds, at the step it was stopped at and with the same batches; finished parts of the
     warm start are taken as they are; where there is nothing yet, a new run begins.
     should_stop: asked after every part and every step; SIGTERM and Ctrl-C by default.
+    Raises RunExists, SettingsChanged, StartingModelMissing, and BadTrainingData for pairs that can't be read or have
+    no English.
     """
     if out.exists() and any(out.iterdir()) and not resume:
         raise RunExists(f"{out} is not empty; continue that run with --resume, or choose another --out")
@@ -78,6 +80,8 @@ def bootstrap(
     sources = keep_open_sources(read_sources(data, config.dev_sets))
     check_same_run(out, run_identity(config, sources))
     corpus = read_corpus(sources, config.held_out_per_mille)
+    if "en" not in corpus.languages:
+        raise BadTrainingData(f"{data} has no English text, and the teacher reads English; add translations from it")
     logger.info("%d pairs, %d texts, %d languages", len(corpus.pairs), len(corpus.texts), len(corpus.languages))
     start = load_starting_model(config.starting_model)
     made = make_tokenizer(config, corpus, start, out, stop)

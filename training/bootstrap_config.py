@@ -76,7 +76,7 @@ class DistilConfig(Section):
     passage_tokens: int = Field(default=192, gt=8, le=512)
     # Of the batches of translations, so many are passages put together from sentences (passages.py).
     passage_share: float = Field(default=0.3, ge=0, le=1)
-    # The teacher reads more of a text than the student: it does so once, without a way back through its layers.
+    # Of a sentence the teacher reads more than the student: it does so once, without a way back through its layers.
     teacher_max_tokens: int = Field(default=160, gt=8, le=512)
     # Rows of like length are computed together, up to this many tokens with padding.
     chunk_tokens: int = Field(default=1024, gt=0)

@@ -81,7 +81,8 @@ class Corpus:
 def read_sources(data: Path, dev_sets: Sequence[str] = ()) -> list[Source]:
     """List the training files of a data folder, in the order of the manifest, and behind them the development sets.
 
-    dev_sets: names of similarity sets among the evaluation files. Raises BadTrainingData for one that is not there.
+    dev_sets: names of similarity sets among the evaluation files. Raises BadTrainingData for one that is not there,
+    damaged, or without translations.
     """
     manifest_path = data / MANIFEST_FILE
     if not manifest_path.is_file():
@@ -90,7 +91,9 @@ def read_sources(data: Path, dev_sets: Sequence[str] = ()) -> list[Source]:
     by_name = {_name_of(entry): entry for entry in manifest.get("eval", [])}
     if unknown := [name for name in dev_sets if name not in by_name]:
         raise BadTrainingData(f"{manifest_path} has no evaluation file {unknown[0]!r}; it has {', '.join(by_name)}")
-    dev = (replace(_source(data, by_name[name], f"translation_dev_{name}"), is_dev=True) for name in dev_sets)
+    dev = [replace(_source(data, by_name[name], f"translation_dev_{name}"), is_dev=True) for name in dev_sets]
+    for source in dev:
+        check_hash(source)
     return [
         *(_source(data, entry, _name_of(entry)) for entry in manifest["train"]),
         *(replace(source, pair_count=sum(1 for _ in read_pairs(source))) for source in dev),
@@ -139,7 +142,12 @@ def read_pairs(source: Source) -> Iterator[Pair]:
     with gzip.open(source.path, "rt", encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         if source.is_dev:
-            yield from dev_translations(rows)
+            try:
+                yield from dev_translations(rows)
+            except (KeyError, ValueError) as error:
+                raise BadTrainingData(
+                    f"{source.path}: a development set has the same rows in English and in other languages: {error}"
+                ) from error
             return
         for row in rows:
             query_language, positive_language = split_languages(row["lang"])

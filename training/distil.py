@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from service.recipe.pooling import l2_normalize
 from training.batches import (
     RETRIEVAL_SOURCES,
     Texts,
@@ -24,7 +23,6 @@ from training.batches import (
     read_prefixes,
     room_for_text,
     token_rows,
-    with_prefix,
 )
 from training.bootstrap_config import DistilConfig
 from training.data import Corpus
@@ -32,7 +30,7 @@ from training.distil_loss import Given, GivenPassages, Plan, passage_loss, path_
 from training.encoder import TokenRows, distinct_ids, embed_rows
 from training.loop import StepReport
 from training.mixture import Mixture, draw_batch
-from training.passages import part_of, put_together, tokens_of
+from training.passages import directions, passage_rows, put_together
 from training.row_adam import RowAdam
 from training.schedule import rate_at
 from training.static_path import StaticPath
@@ -115,7 +113,7 @@ class DistilTrainer:
         short, long = (batch_pairs_of(corpus, of, config.tokens_per_batch, config.batch_pairs_max) for of in cut)
         self.batch_pairs = [long[n] if n in self.retrieval else short[n] for n in range(len(corpus.sources))]
         # Of a pair, one side goes into a passage.
-        self.passage_pairs = [2 * pairs for pairs in self.batch_pairs]
+        self.passage_pairs = [2 * pairs if n in self.translation else pairs for n, pairs in enumerate(self.batch_pairs)]
         self.table_optimizer = RowAdam(bert.embeddings.word_embeddings.weight)
         trained = [parameter for parameter in [*bert.parameters(), static.matrix] if parameter.requires_grad]
         self.layer_optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -144,7 +142,7 @@ class DistilTrainer:
         loss.backward()
         self.move(number, table)
         self.recent = remember(self.recent, read.targets, self.config.recent_texts)
-        return StepReport(self.corpus.sources[source], len(rows), sum(len(row) for row in flat), loss.item())
+        return StepReport(len(rows), sum(len(row) for row in flat), loss.item())
 
     def read_pairs(self, read: Plan, source: int, rng: np.random.Generator) -> tuple[list[NDArray[np.int32]], PathLoss]:
         """The token rows of both sides of a batch, and the loss of a path that gives vectors to them."""
@@ -162,17 +160,12 @@ class DistilTrainer:
 
     def read_passages(self, read: Plan, rng: np.random.Generator) -> tuple[list[NDArray[np.int32]], PathLoss]:
         """The same of a batch whose left sides are put together to passages; behind these lie the questions."""
-        config, store, prefixes = self.config, self.store, self.prefixes
-        room = room_for_text(prefixes.passage, config.passage_tokens)
-        lengths = store.lengths()[read.left[read.taught]]
-        made = put_together(read.taught, lengths, room, rng)
-        flat = [with_prefix(prefixes.passage, tokens_of(store, read.left[rows], room)) for rows in made.groups]
-        for row, translated in zip(made.asked.tolist(), made.translated.tolist(), strict=True):
-            tokens = store.row(read.right[row] if translated else read.left[row], room)
-            flat.append(with_prefix(prefixes.query, tokens if translated else part_of(tokens, rng)))
+        config, store = self.config, self.store
+        room = room_for_text(self.prefixes.passage, config.passage_tokens)
+        made = put_together(read.taught, store.lengths()[read.left[read.taught]], room, rng)
+        flat = passage_rows(made, (read.left, read.right), store, self.prefixes, config.passage_tokens, rng)
         sentences = self.teacher.of(read.targets[made.members, 0])
-        sums = torch.segment_reduce(sentences, "sum", lengths=torch.tensor([len(rows) for rows in made.groups]))
-        given = GivenPassages(l2_normalize(sums), self.teacher.of(self.recent))
+        given = GivenPassages(directions(sentences, made), self.teacher.of(self.recent))
 
         def loss_of(path: torch.Tensor) -> torch.Tensor:
             return passage_loss(path[: len(made.asked)], path[len(made.asked) :], given, config)

@@ -42,7 +42,7 @@ def plan(pairs: NDArray[np.int64], targets: NDArray[np.int64], share: float, rng
     left, right = pairs[:, 0].copy(), pairs[:, 1].copy()
     targets = targets.copy()
     turned = targets[:, 0] == left
-    turned &= targets[:, 1] != right
+    turned &= (targets[:, 1] != right) & (targets[:, 1] != NO_TARGET)
     left[turned], right[turned] = pairs[turned, 1], pairs[turned, 0]
     targets[turned] = targets[turned][:, ::-1]
     read = (targets == NO_TARGET).any(axis=1) | (rng.random(len(left)) < share)

@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 class StepReport:
     """What one step did, for the log."""
 
-    source: str
     pairs: int
     tokens: int
     loss: float

@@ -30,6 +30,8 @@ class Mixture:
 def source_odds(pair_counts: np.ndarray, exponent: float, weights: np.ndarray) -> np.ndarray:
     """Give every source a chance in proportion to weight * pair_count ** exponent; an empty source has none.
 
+    Raises ValueError where no source has a chance.
+
     pair_counts: int[S], weights: float[S].  Returns float64[S] that sums to 1.
     """
     odds = np.where(pair_counts > 0, pair_counts.astype(np.float64) ** exponent, 0.0) * weights
@@ -70,7 +72,7 @@ def build_mixture(
     weights: dict[str, float],
     pair_weights: np.ndarray | None = None,
 ) -> Mixture:
-    """Compute all odds once; weights are by the beginning of a source's name.
+    """Compute all odds once; weights are by the beginning of a source's name. Raises ValueError as source_odds does.
 
     pair_weights: float64[N], what the odds of each pair within its source are multiplied by.
     """
@@ -121,7 +123,9 @@ def draw_batch(
     members = mixture.members[source]
     drawn = members[np.minimum(places, len(members) - 1)]
     if source in one_language:
-        alike = members[corpus.pair_language[members] == corpus.pair_language[drawn[0]]]
-        drawn = rng.permutation(alike)[: len(drawn)]
+        alike = np.flatnonzero(corpus.pair_language[members] == corpus.pair_language[drawn[0]])
+        odds = np.diff(mixture.cumulative[source], prepend=0.0)[alike]
+        count = min(len(drawn), int(np.count_nonzero(odds)))
+        drawn = members[rng.choice(alike, count, replace=False, p=odds / odds.sum())]
     texts = np.column_stack([corpus.pairs[drawn], corpus.negatives[drawn]])
     return drawn[first_without_shared_text(texts)][: batch_pairs[source]]

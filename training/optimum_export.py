@@ -17,7 +17,7 @@ from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTModelForFeatureExtraction, ORTOptimizer, ORTQuantizer
 from optimum.onnxruntime.configuration import AutoOptimizationConfig, AutoQuantizationConfig
 
-# As training/static_path.py names it.
+# As training/sentence_folder.py names it.
 STATIC_PATH = "2_StaticPath"
 
 

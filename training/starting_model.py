@@ -39,7 +39,10 @@ class StartingModel:
 
 
 def find_model_folder(name: str) -> Path:
-    """Resolve a starting model: a folder, or `package:NAME` for the `model` folder of an installed package."""
+    """Resolve a starting model: a folder, or `package:NAME` for the `model` folder of an installed package.
+
+    Raises StartingModelMissing.
+    """
     if not name.startswith(PACKAGE_PREFIX):
         folder = Path(name)
     else:
@@ -62,7 +65,7 @@ def load_starting_model(name: str) -> StartingModel:
 
 
 def mark_id(tokenizer: Tokenizer, mark: str) -> int:
-    """The id of a special token, which a BERT tokenizer has to have."""
+    """The id of a special token, which a BERT tokenizer has to have. Raises StartingModelMissing where it has not."""
     found = tokenizer.token_to_id(mark)
     if found is None:
         raise StartingModelMissing(

@@ -17,7 +17,7 @@ def find_targets(corpus: Corpus) -> NDArray[np.int32]:
     side, when the pair is a translation. A translation between two other languages takes the English text that either
     side has in another pair. NO_TARGET otherwise.
     """
-    english = corpus.languages.index("en") if "en" in corpus.languages else NO_TARGET
+    english = corpus.languages.index("en")
     is_english = corpus.text_language[corpus.pairs] == english
     targets = np.where(is_english, corpus.pairs, NO_TARGET)
     translation = is_translation(corpus)

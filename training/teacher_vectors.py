@@ -26,9 +26,10 @@ class TeacherVectors:
         self._teacher, self._store, self._max_tokens = teacher, store, max_tokens
         self._lengths = np.minimum(store.lengths(), max_tokens)
         readable = np.flatnonzero(self._lengths)
-        self._row_of = np.full(len(self._lengths), -1, dtype=np.int32)
+        # Texts of which the teacher knows no token are one to it, and have the row behind the others.
+        self._row_of = np.full(len(self._lengths), len(readable), dtype=np.int32)
         self._row_of[readable] = np.arange(len(readable), dtype=np.int32)
-        shape = (len(readable), teacher.bert.config.hidden_size)
+        shape = (len(readable) + 1, teacher.bert.config.hidden_size)
         mode = "r+" if path.is_file() else "w+"
         # A new file holds zeros, and takes no room on disk before they are overwritten.
         self._rows = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)

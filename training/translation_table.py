@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from training.data import Corpus
+from training.targets import is_translation
 from training.token_store import TokenStore, take_bags
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,7 @@ def english_pairs(corpus: Corpus) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     """The texts of the translation pairs with an English side: int64[N] of the other language, int64[N] English."""
     english = corpus.languages.index("en")
     is_english = corpus.text_language[corpus.pairs] == english
-    translated = np.array([name.startswith("translation_") for name in corpus.sources])[corpus.pair_source]
-    rows = np.flatnonzero(translated & (is_english[:, 0] != is_english[:, 1]))
+    rows = np.flatnonzero(is_translation(corpus) & (is_english[:, 0] != is_english[:, 1]))
     pairs = corpus.pairs[rows].astype(np.int64)
     first = is_english[rows, 0]
     return np.where(first, pairs[:, 1], pairs[:, 0]), np.where(first, pairs[:, 0], pairs[:, 1])
