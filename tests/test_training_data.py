@@ -94,11 +94,11 @@ def test_a_folder_without_a_manifest_is_named_in_the_error(tmp_path):
         read_sources(tmp_path)
 
 
-def write_similarity_set(data: Path) -> None:
+def write_similarity_set(data: Path, languages: tuple[str, ...] = ("de", "en", "fr")) -> None:
     """Ten rows of development in three languages, in the same order, and one of the test part."""
     rows = [
         {"lang": lang, "split": "dev", "sentence1": f"{lang} a{place}", "sentence2": f"{lang} b{place}", "score": 1.0}
-        for lang in ("de", "en", "fr")
+        for lang in languages
         for place in range(10)
     ]
     rows.append({"lang": "en", "split": "test", "sentence1": "sealed", "sentence2": "sealed too", "score": 5.0})
@@ -127,3 +127,17 @@ def test_a_development_set_that_is_not_there_is_named_with_those_that_are(tmp_pa
     write_similarity_set(tmp_path)
     with pytest.raises(BadTrainingData, match="no evaluation file 'sts_other'; it has sts_toy"):
         read_sources(tmp_path, ["sts_other"])
+
+
+def test_a_damaged_development_set_is_refused_before_it_is_read(tmp_path):
+    write_similarity_set(tmp_path)
+    (tmp_path / "eval" / "sts_toy.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(BadTrainingData, match="sts_toy.jsonl.gz has SHA-256"):
+        read_sources(tmp_path, ["sts_toy"])
+
+
+@pytest.mark.parametrize("languages", [("de", "fr"), ("en", "de", "de")])
+def test_a_development_set_without_english_or_of_unequal_length_is_refused(tmp_path, languages):
+    write_similarity_set(tmp_path, languages)
+    with pytest.raises(BadTrainingData, match="the same rows in English and in other languages"):
+        read_sources(tmp_path, ["sts_toy"])

@@ -1,5 +1,7 @@
 """An English encoder under another vocabulary: what the translation table finds, and that English stays what it was."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from training.data import Corpus
 from training.encoder import TokenRows, distinct_ids, embed_rows
 from training.graft import english_shares, graft_encoder, graft_table, spell
 from training.starting_model import StartingModel, load_starting_model
-from training.teacher_vectors import TeacherVectors
+from training.teacher_vectors import TeacherVectors, open_rows
 from training.token_store import TokenStore, tokenize_all
 from training.tokenizer import SPECIAL_TOKENS, build_pre_tokenizer
 from training.translation_table import translation_shares
@@ -134,3 +136,32 @@ def test_the_teacher_reads_a_text_once_and_the_file_keeps_its_vector(start, tmp_
     unread.bert.config = start.bert.config
     again = TeacherVectors(unread, store, 16, tmp_path / "teacher.npy")
     assert torch.equal(again.of(np.array([2, 0, 2, 1])), vectors)
+
+
+def test_a_row_that_was_half_written_is_computed_again(start, tmp_path: Path):
+    store = tokenize_all(start.tokenizer, ["the cat sleeps", "the dog sings"], 16)
+    first = TeacherVectors(start, store, 16, tmp_path / "teacher.npy")
+    vectors = first.of(np.array([0, 1]))
+    first.flush()
+    rows = np.lib.format.open_memmap(tmp_path / "teacher.npy", mode="r+")
+    rows[1, rows.shape[1] // 2 :] = 0
+    rows.flush()
+    again = TeacherVectors(start, store, 16, tmp_path / "teacher.npy")
+    torch.testing.assert_close(again.of(np.array([0, 1])), vectors, atol=1e-3, rtol=0)
+
+
+def test_a_file_of_other_texts_is_made_anew(start, tmp_path: Path):
+    few, more = (tokenize_all(start.tokenizer, texts, 16) for texts in (["the cat"], ["the cat", "the dog"]))
+    TeacherVectors(start, few, 16, tmp_path / "teacher.npy").of(np.array([0]))
+    vectors = TeacherVectors(start, more, 16, tmp_path / "teacher.npy").of(np.array([0, 1]))
+    torch.testing.assert_close(vectors, start.embed(more, np.array([0, 1]), 16), atol=0.02, rtol=0)
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_rows(tmp_path / "teacher.npy", (10, 4))
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ A translation has as many partners as there are languages, and training meets a 
 it once. What a file holds stays as it is, so a run that was stopped goes on with the same vectors.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from training.token_store import TokenStore
 
 # Padded tokens that the teacher reads at a time.
 CHUNK_TOKENS = 1024
+# Of a unit vector in float16.
+LENGTH_TOLERANCE = 0.01
 
 
 class TeacherVectors:
@@ -29,15 +32,14 @@ class TeacherVectors:
         # Texts of which the teacher knows no token are one to it, and have the row behind the others.
         self._row_of = np.full(len(self._lengths), len(readable), dtype=np.int32)
         self._row_of[readable] = np.arange(len(readable), dtype=np.int32)
-        shape = (len(readable) + 1, teacher.bert.config.hidden_size)
-        mode = "r+" if path.is_file() else "w+"
-        # A new file holds zeros, and takes no room on disk before they are overwritten.
-        self._rows = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+        self._rows = open_rows(path, (len(readable) + 1, teacher.bert.config.hidden_size))
 
     def of(self, numbers: NDArray[np.int64]) -> torch.Tensor:
         """The vectors of some texts, float32[B, H], to three digits, as they are kept."""
         rows = self._row_of[numbers]
-        unread = np.unique(numbers[~self._rows[rows].any(axis=1)])
+        # Of a row that was half written when the power went, no length is left; one that was never written has none.
+        lengths = np.linalg.norm(self._rows[rows].astype(np.float32), axis=1)
+        unread = np.unique(numbers[np.abs(lengths - 1) > LENGTH_TOLERANCE])
         if len(unread):
             for chunk in chunk_by_length(self._lengths[unread] + 2, CHUNK_TOKENS):
                 picked = unread[chunk]
@@ -49,3 +51,24 @@ class TeacherVectors:
     def flush(self) -> None:
         """Bring to the disk what was computed since."""
         self._rows.flush()
+
+
+def open_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
+    """Map a file of float16 rows, a new one of zeros where there is none of this shape.
+
+    A new file has its room on the disk from the start: a page that finds none later would kill the process without a
+    word. Raises OSError where there is not enough.
+    """
+    if path.is_file():
+        rows = np.lib.format.open_memmap(path, mode="r+")
+        if rows.shape == shape and rows.dtype == np.float16:
+            return rows
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        rows = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
+        with unfinished.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return rows
