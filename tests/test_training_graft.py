@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 from training.data import Corpus
 from training.encoder import TokenRows, distinct_ids, embed_rows
+from training.errors import TrainingError
 from training.graft import english_shares, graft_encoder, graft_table, spell
 from training.starting_model import StartingModel, load_starting_model
 from training.teacher_vectors import TeacherVectors, open_rows
@@ -162,6 +163,6 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match="needs 80 bytes: No space left on device; make room"):
         open_rows(tmp_path / "teacher.npy", (10, 4))
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.encoder import chunk_by_length
+from training.errors import TrainingError
 from training.starting_model import StartingModel
 from training.token_store import TokenStore
 
@@ -57,7 +58,7 @@ def open_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
     """Map a file of float16 rows, a new one of zeros where there is none of this shape.
 
     A new file has its room on the disk from the start: a page that finds none later would kill the process without a
-    word. Raises OSError where there is not enough.
+    word. Raises TrainingError where there is not enough.
     """
     if path.is_file():
         rows = np.lib.format.open_memmap(path, mode="r+")
@@ -69,6 +70,11 @@ def open_rows(path: Path, shape: tuple[int, int]) -> np.memmap:
         with unfinished.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         unfinished.replace(path)
+    except OSError as error:
+        size = 2 * shape[0] * shape[1]
+        raise TrainingError(
+            f"{path} can't be made, it needs {size} bytes: {error.strerror}; make room, and continue with --resume"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
     return rows
