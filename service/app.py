@@ -65,7 +65,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(gateway: FastAPI) -> AsyncIterator[None]:
         await embedder.start()
-        # Made now: it takes long enough for requests to notice.
+        # Made now, where it isn't yet: it takes long enough for requests to notice.
         gateway.openapi()
         end_watch = watch_lag(embedder.metrics.event_loop_lag_s.observe)
         watching = None if gate is None else asyncio.create_task(gate.watch())

@@ -7,14 +7,14 @@ memory it took. The gateway outlives all three, answers who waited, and starts a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from service import errors
 from service.batching import LANES, Lane
 from service.engine import EngineConfig
-from service.engine_worker import ANSWER, ERROR_BYTES_MAX, REQUEST, STATES, UNIT, WIDE
+from service.engine_start import WORKER, Started, start_worker
+from service.engine_worker import ANSWER, DESCRIPTORS_MAX, ERROR_BYTES_MAX, REQUEST, STATES, UNIT, WIDE
 from service.errors import EngineFailed, EngineLost, ModelFileError, StartupError
 from service.recipe.golden import Precision
 
 log = logging.getLogger("me5.engine_process")
-
-WORKER = (sys.executable, "-m", "service.engine_worker")
 
 # A model of two gigabytes is read and compiled in far less.
 OPEN_TIMEOUT_S = 300.0
@@ -38,66 +37,84 @@ END_TIMEOUT_S = 5.0
 BUFFER_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """An engine's process that was told what to open, and the gateway's ends of its slots."""
+
+    config: EngineConfig
+    started: Started
+    slots: dict[Lane, list[socket.socket]]
+
+
+def order(config: EngineConfig, started: Started) -> Ordered:
+    """Tell a process that was started which engines to open. Doesn't wait: EngineProcess.opened does."""
+    slots: dict[Lane, list[socket.socket]] = {lane: [] for lane in LANES}
+    theirs: list[socket.socket] = []
+    for lane in LANES:
+        for _ in range(config.streams):
+            here, there = socket.socketpair()
+            for end in (here, there):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            here.setblocking(False)
+            slots[lane].append(here)
+            theirs.append(there)
+    lanes = [lane for lane in LANES for _ in range(config.streams)]
+    parts = [theirs[first : first + DESCRIPTORS_MAX] for first in range(0, len(theirs), DESCRIPTORS_MAX)]
+    words = [json.dumps({"config": asdict(config), "slots": lanes}).encode(), *(b" " for _ in parts[1:])]
+    words[-1] += b"\n"
+    # One that has ended is noticed by whoever waits for its answer.
+    with contextlib.suppress(OSError):
+        for said, ends in zip(words, parts, strict=True):
+            socket.send_fds(started.control, [said], [end.fileno() for end in ends])
+    for end in theirs:
+        end.close()
+    started.control.setblocking(False)
+    return Ordered(config, started, slots)
+
+
 class EngineProcess:
     """An EngineHost: one child process with `streams` slots for each lane."""
 
     remote = False
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        control: socket.socket,
-        slots: dict[Lane, list[socket.socket]],
-        *,
-        config: EngineConfig,
-        dimension: int,
-    ) -> None:
+    def __init__(self, ordered: Ordered, *, dimension: int) -> None:
+        config = ordered.config
         self.name: str = config.engine
         self.precision: Precision = config.precision
         self.device: str = config.device
         self.gives_states = False
         self.streams = config.streams
-        self.pid = process.pid
+        self.pid = ordered.started.process.pid
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._process = process
-        self._control = control
-        self._free = {lane: list(found) for lane, found in slots.items()}
-        self._slots = [slot for found in slots.values() for slot in found]
+        self._process = ordered.started.process
+        self._control = ordered.started.control
+        self._free = {lane: list(found) for lane, found in ordered.slots.items()}
+        self._slots = [slot for found in ordered.slots.values() for slot in found]
         self._dimension = dimension
         self._killed_for: str | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, config: EngineConfig, *, dimension: int, command: Sequence[str] = WORKER) -> EngineProcess:
-        """Start the process and wait until its engines are open.
+        """Start the process and wait until its engines are open. Raises as `opened`, and EngineLost where none starts.
+
+        On the thread that is to keep it: the process ends with it.
+        """
+        try:
+            started = start_worker(command)
+        except OSError as error:
+            raise EngineLost(f"the engine's process can't be started: {error}") from error
+        return await cls.opened(order(config, started), dimension=dimension)
+
+    @classmethod
+    async def opened(cls, ordered: Ordered, *, dimension: int) -> EngineProcess:
+        """Wait until the engines of a process are open.
 
         Raises ModelFileError or SettingsError as the engine does, and EngineLost where the process ends or hangs.
         """
-        ours, theirs = socket.socketpair()
-        slots: dict[Lane, list[socket.socket]] = {lane: [] for lane in LANES}
-        descriptors, arguments = [theirs], [str(theirs.fileno())]
-        for lane in LANES:
-            for _ in range(config.streams):
-                here, there = socket.socketpair()
-                for end in (here, there):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-                here.setblocking(False)
-                slots[lane].append(here)
-                descriptors.append(there)
-                arguments.append(f"{there.fileno()}{lane[0]}")
-        ours.setblocking(False)
-        fds = [end.fileno() for end in descriptors]
+        host = cls(ordered, dimension=dimension)
         try:
-            # Not in a thread of a pool: the process ends with the thread that started it.
-            process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=fds)
-        except OSError as error:
-            raise EngineLost(f"the engine's process can't be started: {error}") from error
-        finally:
-            for end in descriptors:
-                end.close()
-        host = cls(process, ours, slots, config=config, dimension=dimension)
-        try:
-            await host._begin(config)
+            await host._begin()
         except BaseException:
             host.kill("it did not open")
             await host.close()
@@ -168,12 +185,11 @@ class EngineProcess:
         for channel in (self._control, *self._slots):
             channel.close()
 
-    async def _begin(self, config: EngineConfig) -> None:
+    async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         reply = b""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await loop.sock_sendall(self._control, json.dumps(asdict(config)).encode() + b"\n")
                 while not reply.endswith(b"\n"):
                     part = await loop.sock_recv(self._control, 65536)
                     if not part:

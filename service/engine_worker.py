@@ -1,8 +1,8 @@
-"""The engine's own process: python -m service.engine_worker FD…, started and ended by service/engine_process.py.
+"""The engine's own process: python -m service.engine_worker FD, started and ended by service/engine_process.py.
 
-The first descriptor is the control channel: a line of JSON (EngineConfig) comes in, a line with what was opened goes
-out, and its end means that the gateway is gone. Each further one is a slot, a thread that reads a batch, computes it
-and writes its vectors; "i" or "b" after the number says for which lane.
+The descriptor is the control channel: a line of JSON comes in, EngineConfig and each slot's lane, and with it the
+slots' descriptors; a line with what was opened goes out, and its end means that the gateway is gone. A slot is a thread
+that reads a batch, computes it and writes its vectors.
 
 A batch:   REQUEST (flags, rows, dimension), int32 lengths[rows], int32 ids, one row after another.
 An answer: ANSWER (failed, rows or bytes, dimension), float32[rows, dimension], or the error's words in UTF-8. With the
@@ -40,6 +40,9 @@ ANSWER = struct.Struct("=III")
 UNIT, WIDE, STATES = 1, 2, 4
 
 ERROR_BYTES_MAX = 4000
+ORDER_BYTES_MAX = 65536
+# Linux passes 253 with one message (SCM_MAX_FD); of more slots there are more messages.
+DESCRIPTORS_MAX = 250
 # prctl(2)
 PR_SET_PDEATHSIG = 1
 # Bulk work gives way to whoever else wants the cores: the queries' threads, the gateway's loop and its tokenizers.
@@ -92,7 +95,10 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
     _end_with_the_parent()
     _offer_to_the_oom_killer()
     control = socket.socket(fileno=int(arguments[0]))
-    config = EngineConfig(**json.loads(control.makefile("rb").readline()))
+    ordered = _receive_order(control)
+    if ordered is None:
+        return
+    config, slots = ordered
     try:
         spec = load_spec(Path(config.folder), verify=False)
         engines = open_both(config, spec)
@@ -103,14 +109,27 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
         return
     about = {name: getattr(engines[1], name) for name in ("name", "precision", "device", "gives_states")}
     shapes = shapes_of(engines[1].name, spec.max_tokens)
-    for slot in arguments[1:]:
-        channel = socket.socket(fileno=int(slot[:-1]))
-        served = _Served(engines, spec.pad_id, shapes, bulk=slot[-1] == "b")
+    for channel, lane in slots:
+        served = _Served(engines, spec.pad_id, shapes, bulk=lane == "bulk")
         threading.Thread(target=_serve_slot_to_its_end, args=(channel, served), daemon=True).start()
     control.sendall(json.dumps(about).encode() + b"\n")
     control.recv(1)
     # The gateway is gone. A thread may sit in an engine's code for ever; nobody waits for it.
     os._exit(0)
+
+
+def _receive_order(control: socket.socket) -> tuple[EngineConfig, list[tuple[socket.socket, str]]] | None:
+    """What to open, and the slots with their lanes; None where the gateway has gone without a word."""
+    words, descriptors = b"", list[int]()
+    while not words.endswith(b"\n"):
+        said, more, _, _ = socket.recv_fds(control, ORDER_BYTES_MAX, DESCRIPTORS_MAX)
+        if not said:
+            return None
+        words += said
+        descriptors += more
+    order = json.loads(words)
+    slots = [socket.socket(fileno=number) for number in descriptors]
+    return EngineConfig(**order["config"]), list(zip(slots, order["slots"], strict=True))
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
     if warning := exposure(settings):
         log.warning(warning)
     app = create_app(settings, open_host=open_host)
+    # Made while the engine opens in a process of its own.
+    app.openapi()
     embedder: Embedder = app.state.embedder
     try:
         await embedder.start()

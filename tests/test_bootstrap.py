@@ -1,12 +1,13 @@
 """The bootstrap from end to end on toy pairs in ten languages, with a tiny starting model of random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel
@@ -17,7 +18,14 @@ from service.recipe.spec import load_spec
 from service.recipe.tokens import load_tokenizer, tokenize
 from training.backbone import load_backbone
 from training.bootstrap import TOKEN_VECTORS_FILE, RunExists, SettingsChanged, bootstrap
-from training.bootstrap_config import DistilConfig, TokenizerConfig, TokenVectorsConfig, TrainConfig, VocabularyConfig
+from training.bootstrap_config import (
+    DistilConfig,
+    TokenizerConfig,
+    TokenVectorsConfig,
+    TrainConfig,
+    VocabularyConfig,
+    WarmStartConfig,
+)
 from training.collection import Recipe, embed_collection
 from training.data import keep_open_sources, read_corpus, read_sources
 from training.encoder import TokenRows, chunk_by_length, distinct_ids, embed_rows
@@ -64,15 +72,17 @@ def config(starting_model) -> TrainConfig:
     return TrainConfig(
         starting_model=str(starting_model),
         held_out_per_mille=0,
-        tokenizer=TokenizerConfig(vocab_size=600, sample_strings=2000, min_character_count=1, min_word_count=1),
-        vocabulary=VocabularyConfig(vocab_size=500, language_texts_min=1, starting_words=50, saving_words=50),
-        token_vectors=TokenVectorsConfig(
-            steps=TOKEN_VECTOR_STEPS,
-            tokens_per_batch=800,
-            batch_pairs_max=32,
-            learning_rate=5e-3,
-            matrix_learning_rate=2e-3,
-            gain_learning_rate=0.02,
+        warm_start=WarmStartConfig(
+            tokenizer=TokenizerConfig(vocab_size=600, sample_strings=2000, min_character_count=1, min_word_count=1),
+            vocabulary=VocabularyConfig(vocab_size=500, language_texts_min=1, starting_words=50, saving_words=50),
+            token_vectors=TokenVectorsConfig(
+                steps=TOKEN_VECTOR_STEPS,
+                tokens_per_batch=800,
+                batch_pairs_max=32,
+                learning_rate=5e-3,
+                matrix_learning_rate=2e-3,
+                gain_learning_rate=0.02,
+            ),
         ),
         distil=DistilConfig(
             steps=STEPS,
@@ -225,6 +235,65 @@ def test_a_run_is_not_continued_with_other_settings(config, checkpoint):
     other = config.model_copy(update={"distil": config.distil.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(SettingsChanged, match="run.json"):
         bootstrap(other, DATA, checkpoint.parent, resume=True, should_stop=lambda: False)
+
+
+def further(config: TrainConfig, model: Path) -> TrainConfig:
+    """The settings with which a finished model is trained further, four steps."""
+    distil = config.distil.model_copy(update={"steps": 4, "start_share": 0.0, "static_share": 0.25})
+    return config.model_copy(update={"warm_start": None, "begins_with": str(model), "distil": distil})
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "version", "version in int8"])
+def test_a_finished_model_is_trained_further_from_its_checkpoint_and_from_its_version(
+    kind, config, checkpoint, tmp_path
+):
+    weights = "int8" if kind.endswith("int8") else "float32"
+    begin = checkpoint if kind == "checkpoint" else export(
+        checkpoint, name="two", model_repo=tmp_path / "repo", weights=weights
+    ).folder  # fmt: skip
+    finished = bootstrap(further(config, begin), DATA, tmp_path / "run", should_stop=lambda: False)
+    assert finished is not None
+    first, texts = finished.with_name("step_000000"), ["The cat sleeps in the garden.", "犬は駅で歌っています。"]
+    assert (first / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    layers, static = load_file(first / "model.safetensors"), load_static_path(first)
+    assert static is not None
+    # Begun with what was finished; only the static path's part is that of the settings.
+    assert float(static.share) == 0.25
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, finished))
+    name, rounding = "embeddings.word_embeddings.weight", 0.02 if weights == "int8" else 1e-6
+    assert (layers[name] - before[name]).abs().max() <= rounding * before[name].abs().max()
+    assert not torch.equal(after[name], layers[name])
+    assert (embed(first, texts) * embed(finished, texts)).sum(dim=1).min() > 0.5
+    named = json.loads((finished / "run.json").read_text(encoding="utf-8"))["begin_with"]["model"]
+    assert named.startswith(f"{begin.parent.name}/{begin.name}, weights ")
+
+
+def test_a_run_that_began_with_a_model_is_not_continued_when_that_is_another(config, checkpoint, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    polls = iter([False, False, False, True])
+    bootstrap(further(config, model), DATA, tmp_path / "run", should_stop=lambda: next(polls, True))
+    shutil.copyfile(checkpoint.with_name("step_000000") / "model.safetensors", model / "model.safetensors")
+    with pytest.raises(SettingsChanged, match="run.json"):
+        bootstrap(further(config, model), DATA, tmp_path / "run", resume=True, should_stop=lambda: False)
+
+
+def test_what_can_not_be_trained_further_is_refused_by_name(config, checkpoint, tmp_path):
+    with pytest.raises(StartingModelMissing, match="begins_with must name a version"):
+        bootstrap(further(config, tmp_path / "absent"), DATA, tmp_path / "a", should_stop=lambda: False)
+    narrow = tmp_path / "narrow"
+    shutil.copytree(checkpoint, narrow)
+    weights = load_file(narrow / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"] = torch.ones(8)
+    save_file(weights, narrow / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StartingModelMissing, match="narrow"):
+        bootstrap(further(config, narrow), DATA, tmp_path / "b", should_stop=lambda: False)
+
+
+@pytest.mark.parametrize("wrong", [{"begins_with": "runs/nano/latest"}, {"warm_start": None}])
+def test_a_run_begins_either_with_a_model_or_with_nothing(config, wrong):
+    with pytest.raises(ValueError, match="give either begins_with"):
+        TrainConfig.model_validate({**config.model_dump(), **wrong})
 
 
 def tiny_encoder() -> BertModel:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from parallel_sentences import SENTENCES, STRAYS
 from typer.testing import CliRunner
 
-from service.__main__ import app
 from service.applications.mining import Pairs, best_threshold, mine, quality
 from service.applications.neighbours import nearest
+from service.commands import app
 from service.recipe.pooling import l2_normalize
 from training.scores import nearest_by_margin
 

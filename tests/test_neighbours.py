@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from parallel_sentences import LANGUAGES, SENTENCES
 from typer.testing import CliRunner
 
-from service.__main__ import app
 from service.applications.duplicates import find_groups, groups_of, joined
 from service.applications.neighbours import RECALL_MIN, nearest, pairs_in_cells, pairs_within, recall_of
 from service.applications.origins import check_alike, check_model
+from service.commands import app
 from service.errors import InvalidInput
 from service.recipe.pooling import l2_normalize
 from service.recipe.spec import ModelSpec

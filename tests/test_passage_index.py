@@ -16,10 +16,10 @@ from parallel_sentences import LANGUAGES, SENTENCES
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from service.__main__ import app
 from service.applications.passage_index import MANIFEST, PassageIndex, adding, publish
 from service.applications.searching import Kind, Searcher, fuse, with_nearest, with_words
 from service.applications.words import pieces_of
+from service.commands import app
 from service.errors import IndexUnusable
 from service.model import Model, read_model
 from service.recipe.pooling import l2_normalize

@@ -157,7 +157,7 @@ WITHOUT_THE_EXTRA = """
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     sys.meta_path.insert(0, Missing())
     sys.argv = ["me5", "serve"]
-    from service.__main__ import app
+    from service.commands import app
     app()
 """
 

@@ -14,7 +14,6 @@ from sklearn.metrics import adjusted_rand_score
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from service.__main__ import app
 from service.applications.languages import chief_language, languages_of
 from service.applications.topic_map import draw_map, label_of
 from service.applications.topics import (
@@ -27,6 +26,7 @@ from service.applications.topics import (
     lay_out,
 )
 from service.applications.words import words_of
+from service.commands import app
 from service.errors import InvalidInput
 from service.recipe.pooling import l2_normalize
 from service.recipe.tokens import load_tokenizer

@@ -30,6 +30,7 @@ from training.errors import BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
+from training.restore import Restored, restore, restored_hash, restored_name, restored_tokenizer
 from training.starting_model import StartingModel, load_starting_model
 from training.static_path import StaticPath, rotation_onto
 from training.targets import find_targets, pair_weights
@@ -89,14 +90,14 @@ def bootstrap(
         return None
     material = Material(corpus, start, *made)
     teacher = make_teacher(config, material, out)
-    made_vectors = make_token_vectors(config, material, teacher, out / TOKEN_VECTORS_FILE, stop)
-    if made_vectors is None or stop():
+    begun = begin(config, material, teacher, out, stop)
+    if begun is None or stop():
         return None
-    table, static = made_vectors
+    bert, static = begun.bert, begun.static
     targets = find_targets(corpus)
     mixture = mix(corpus, config.mixture, pair_weights(corpus, targets, config.distil.untaught_weight))
     trainer = DistilTrainer(
-        graft_encoder(table, start),
+        bert,
         static,
         material.tokenizer,
         corpus,
@@ -108,10 +109,13 @@ def bootstrap(
         config.seed,
     )
 
+    begins_with = config.starting_model if config.begins_with is None else restored_name(Path(config.begins_with))
+
     def save(steps_done: int, pairs: int) -> None:
-        manifest, state = describe_run(config, sources, steps_done, pairs), trainer.state(steps_done, pairs)
+        manifest = describe_run(config, sources, begins_with, steps_done, pairs)
+        state = trainer.state(steps_done, pairs)
         model = trainer.result()
-        layout = partial(write_two_paths, static=model.static, dimension=table.shape[1])
+        layout = partial(write_two_paths, static=model.static, dimension=bert.config.hidden_size)
         save_checkpoint(out, steps_done, model.bert, material.tokenizer, manifest, state, layout)
 
     found = load_state(out)
@@ -128,9 +132,14 @@ def bootstrap(
 
 
 def run_identity(config: TrainConfig, sources: list[Source]) -> dict[str, object]:
-    """What every part of a run was made from: settings and data."""
-    data = {source.name: source.sha256 for source in sources}
-    return {"settings": config.model_dump(mode="json"), "data": data}
+    """What every part of a run was made from: settings, data, and the model that it begins with."""
+    identity: dict[str, object] = {
+        "settings": config.model_dump(mode="json"),
+        "data": {source.name: source.sha256 for source in sources},
+    }
+    if config.begins_with is not None:
+        identity["begins_with"] = restored_hash(Path(config.begins_with))
+    return identity
 
 
 def check_same_run(out: Path, identity: dict[str, object]) -> None:
@@ -155,17 +164,23 @@ def make_tokenizer(
     None when it was stopped.
     """
     learnt_path, path = out / LEARNT_TOKENIZER_FILE, out / TOKENIZER_FILE
-    longest = max(config.token_vectors.max_tokens, config.distil.max_tokens, config.distil.passage_tokens)
+    longest = max(config.distil.max_tokens, config.distil.passage_tokens)
+    if config.begins_with is not None:
+        tokenizer = restored_tokenizer(Path(config.begins_with))
+        return tokenizer, make_store(tokenizer, corpus.texts, longest, out / "tokens.npz")
+    warm = config.warm_start
+    assert warm is not None
+    longest = max(longest, warm.token_vectors.max_tokens)
     if not learnt_path.is_file() and not path.is_file():
         logger.info("training the tokenizer")
-        save_whole(train_tokenizer(corpus.texts, corpus.text_language, config.tokenizer, config.seed), learnt_path)
+        save_whole(train_tokenizer(corpus.texts, corpus.text_language, warm.tokenizer, config.seed), learnt_path)
     if should_stop():
         return None
     if not path.is_file():
         learnt = load_tokenizer(learnt_path)
         store = make_store(learnt, corpus.texts, longest, out / "tokens_learnt.npz")
         pieces = start.tokenizer.get_vocab()
-        save_whole(choose_vocabulary(learnt, store, corpus, pieces, config.vocabulary, config.seed), path)
+        save_whole(choose_vocabulary(learnt, store, corpus, pieces, warm.vocabulary, config.seed), path)
     if should_stop():
         return None
     tokenizer = load_tokenizer(path)
@@ -200,8 +215,29 @@ def make_teacher(config: TrainConfig, material: Material, out: Path) -> TeacherV
     return TeacherVectors(material.start, store, longest, out / TEACHER_FILE)
 
 
+def begin(
+    config: TrainConfig, material: Material, teacher: TeacherVectors, out: Path, should_stop: Callable[[], bool]
+) -> Restored | None:
+    """What the layers' training begins with: a finished model, or the graft; None when it was stopped."""
+    share = config.distil.static_share
+    if config.begins_with is not None:
+        found = restore(Path(config.begins_with), material.start)
+        found.static.share.fill_(share)
+        return found
+    assert config.warm_start is not None
+    settings = config.warm_start.token_vectors
+    made = make_token_vectors(settings, share, config.seed, material, teacher, out / TOKEN_VECTORS_FILE, should_stop)
+    return None if made is None else Restored(graft_encoder(made[0], material.start), made[1])
+
+
 def make_token_vectors(
-    config: TrainConfig, material: Material, teacher: TeacherVectors, path: Path, should_stop: Callable[[], bool]
+    settings: TokenVectorsConfig,
+    share: float,
+    seed: int,
+    material: Material,
+    teacher: TeacherVectors,
+    path: Path,
+    should_stop: Callable[[], bool],
 ) -> tuple[torch.Tensor, StaticPath] | None:
     """Find out what each token stands for in English, or take what this run has found out before.
 
@@ -215,19 +251,16 @@ def make_token_vectors(
         table = graft_table(material.tokenizer, material.start, how_english, shares)
         prefixes = read_prefixes(material.tokenizer)
         met = token_shares(store, [prefixes.query, prefixes.passage], vocab_size)
-        mixture, settings = mix(corpus, config.token_vectors.mixture), config.token_vectors
-        static = begin_static_path(table, met, settings.rarity_smoothing, config.distil.static_share)
-        if not learn_token_vectors(
-            table, static, how_english, store, corpus, mixture, settings, config.seed, should_stop
-        ):
+        mixture = mix(corpus, settings.mixture)
+        static = begin_static_path(table, met, settings.rarity_smoothing, share)
+        if not learn_token_vectors(table, static, how_english, store, corpus, mixture, settings, seed, should_stop):
             return None
-        turn_onto_teacher(static, table, material, teacher, settings, config.seed)
+        turn_onto_teacher(static, table, material, teacher, settings, seed)
         unfinished = path.with_suffix(".unfinished")
         save_file({"table": table, **static.state_dict()}, unfinished)
         os.replace(unfinished, path)
     tensors = load_file(path)
-    share = torch.tensor(config.distil.static_share)
-    return tensors["table"], StaticPath(tensors["weights"], tensors["middle"], tensors["matrix"], share)
+    return tensors["table"], StaticPath(tensors["weights"], tensors["middle"], tensors["matrix"], torch.tensor(share))
 
 
 def turn_onto_teacher(

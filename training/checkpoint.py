@@ -83,9 +83,15 @@ def prompts_by_name(prompts: Prompts) -> dict[str, str]:
     return {"query": prompts.prefix("query"), "passage": prompts.prefix("passage"), **named}
 
 
-def describe_run(config: TrainConfig, sources: list[Source], step: int, pairs_seen: int) -> dict[str, object]:
-    """Say what a checkpoint was made from: data with hashes, settings with seeds, versions, steps."""
+def describe_run(
+    config: TrainConfig, sources: list[Source], begins_with: str, step: int, pairs_seen: int
+) -> dict[str, object]:
+    """Say what a checkpoint was made from: data with hashes, settings with seeds, versions, steps.
+
+    begins_with: the name of the model whose weights it had in the beginning.
+    """
     return {
+        "begin_with": {"model": begins_with},
         "steps": step,
         "pairs_seen": pairs_seen,
         "finished": step >= config.distil.steps,

@@ -100,6 +100,8 @@ class DistilTrainer:
         seed: int,
     ) -> None:
         self.bert, self.static = bert, static
+        # The same weights; shapes differ from chunk to chunk.
+        self.layers = torch.compile(bert, dynamic=True) if config.compiled else bert
         self.corpus, self.mixture, self.store = corpus, mixture, store
         self.teacher, self.config, self.seed = teacher, config, seed
         self.prefixes, self.targets = read_prefixes(tokenizer), targets
@@ -136,7 +138,7 @@ class DistilTrainer:
         ids = distinct_ids(flat)
         table = TokenRows(ids, self.table_optimizer.gather(ids))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            layers = embed_rows(self.bert, flat, table, self.config.chunk_tokens)
+            layers = embed_rows(self.layers, flat, table, self.config.chunk_tokens)
             static = self.static.of_rows(flat, ids, table.vectors)
         loss = loss_of(layers.float()) + loss_of(static.float())
         loss.backward()
