@@ -42,7 +42,7 @@ SHIPPED := model_repo/me5_nano/2
 # The checkpoint for `make export-optimum`.
 CHECKPOINT ?= runs/me5_nano/latest
 
-.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model evaluate quality toy ablation report export-optimum clients test-clients bulk-bench mining-bench applications-bench clean
+.PHONY: install serve test triton test-triton test-tools test-containers test-training-image test-observability test-page screenshots test-k8s k8s-rules capacity check bench bench-report faults fuzz overload keys soak model sizes evaluate quality toy ablation report export-optimum clients test-clients bulk-bench mining-bench applications-bench clean
 
 install: $(SERVE_STAMP)  ## what serving needs: no torch, no transformers
 
@@ -131,7 +131,11 @@ soak: $(TEST_STAMP)  ## memory over SOAK_MINUTES of requests of every length
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training bootstrap training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
-	$(BIN)/python -m training export runs/me5_nano/latest --name me5_nano --weights int8 --max-bytes 40000000
+	$(BIN)/python -m training bootstrap training/configs/me5_nano_continued.toml --data "$(ME5_DATA)" --out runs/me5_nano_continued --resume
+	$(BIN)/python -m training export runs/me5_nano_continued/latest --name me5_nano --weights int8 --max-bytes 40000000
+
+sizes: $(TEST_STAMP)  ## me5_nano at equal file size: tokens, layers, width of the table; an hour and more on two cores
+	$(BIN)/python tests/benchmarks/sizes.py --data "$(ME5_DATA)"
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA
 	$(BIN)/python -m training evaluate $(SHIPPED) --data "$(ME5_DATA)" --quick

@@ -20,6 +20,7 @@ from service.batching import Lane
 from service.bulk.command import embed, merge
 from service.engine_start import Started
 from service.errors import KeysError, Me5Error
+from service.listening import bind
 from service.settings import PREFIX, exposure, load_settings
 from service.triton_config import AcceleratorPrecision, Variant
 
@@ -63,18 +64,19 @@ def serve(context: typer.Context) -> None:
     """Start the gateway; SIGTERM drains it."""
     started: Started | None = context.obj
     settings = load_settings()
+    listener = bind(settings.host, settings.port)
     if started is None or settings.engine == "triton":
         from service.server import run
 
-        run(settings)
+        run(settings, listener=listener)
         return
-    # The engine opens while the server's modules are read: a third of the time until the gateway is ready.
+    # The engine opens while the server's modules are read.
     from service.head_start import head_start
 
     open_host = head_start(settings, started)
     from service.server import run
 
-    run(settings, open_host)
+    run(settings, open_host, listener)
 
 
 @app.command()

@@ -7,6 +7,7 @@ wrong with the cache (damaged, read-only, full) is one warning in the log, and t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,9 @@ MANIFEST_FILE = "manifest.json"
 GROWTH_MAX = 4
 # Enough for going back and forth between two versions with two engines and two precisions.
 ENTRIES_MAX = 8
+UNFINISHED = ".unfinished-"
+# Building takes seconds, of the largest model a minute.
+LEFT_BEHIND_S = 900
 
 Opened = TypeVar("Opened")
 
@@ -104,7 +109,8 @@ def _build_entry(entry: Path, graph: Path, build: Callable[[Path], None]) -> Non
     free = shutil.disk_usage(entry.parent).free
     if free < wanted:
         raise OSError(f"{free:,} bytes are free, {wanted:,} are wanted; make room or set ME5_CACHE_DIR elsewhere")
-    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=entry.parent))
+    _remove_left_behind(entry.parent)
+    staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=entry.parent))
     try:
         build(staging)
         hashes = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
@@ -113,6 +119,14 @@ def _build_entry(entry: Path, graph: Path, build: Callable[[Path], None]) -> Non
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _remove_oldest(entry.parent)
+
+
+def _remove_left_behind(cache: Path) -> None:
+    """What processes that were killed had begun: where each start is killed, they would fill the disk."""
+    for folder in cache.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename(staging: Path, entry: Path) -> None:

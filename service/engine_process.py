@@ -47,29 +47,44 @@ class Ordered:
 
 
 def order(config: EngineConfig, started: Started) -> Ordered:
-    """Tell a process that was started which engines to open. Doesn't wait: EngineProcess.opened does."""
+    """Tell a process that was started which engines to open. Doesn't wait: EngineProcess.opened does.
+
+    Raises EngineLost, and ends the process, where there are no descriptors for its slots.
+    """
     slots: dict[Lane, list[socket.socket]] = {lane: [] for lane in LANES}
     theirs: list[socket.socket] = []
-    for lane in LANES:
-        for _ in range(config.streams):
-            here, there = socket.socketpair()
-            for end in (here, there):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-            here.setblocking(False)
-            slots[lane].append(here)
-            theirs.append(there)
+    try:
+        for lane in LANES:
+            for _ in range(config.streams):
+                here, there = socket.socketpair()
+                slots[lane].append(here)
+                theirs.append(there)
+                for end in (here, there):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+                here.setblocking(False)
+        _send_order(config, started.control, theirs)
+    except OSError as error:
+        started.process.kill()
+        started.process.wait(END_TIMEOUT_S)
+        for channel in (started.control, *(slot for found in slots.values() for slot in found)):
+            channel.close()
+        raise EngineLost(f"the engine's process can't be given its slots: {error}") from error
+    finally:
+        for end in theirs:
+            end.close()
+    started.control.setblocking(False)
+    return Ordered(config, started, slots)
+
+
+def _send_order(config: EngineConfig, control: socket.socket, slots: Sequence[socket.socket]) -> None:
     lanes = [lane for lane in LANES for _ in range(config.streams)]
-    parts = [theirs[first : first + DESCRIPTORS_MAX] for first in range(0, len(theirs), DESCRIPTORS_MAX)]
+    parts = [slots[first : first + DESCRIPTORS_MAX] for first in range(0, len(slots), DESCRIPTORS_MAX)]
     words = [json.dumps({"config": asdict(config), "slots": lanes}).encode(), *(b" " for _ in parts[1:])]
     words[-1] += b"\n"
     # One that has ended is noticed by whoever waits for its answer.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for said, ends in zip(words, parts, strict=True):
-            socket.send_fds(started.control, [said], [end.fileno() for end in ends])
-    for end in theirs:
-        end.close()
-    started.control.setblocking(False)
-    return Ordered(config, started, slots)
+            socket.send_fds(control, [said], [end.fileno() for end in ends])
 
 
 class EngineProcess:

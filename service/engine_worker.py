@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from service.engine import Engine, EngineConfig, open_engine, vectors_of
-from service.errors import Me5Error
+from service.errors import Me5Error, SettingsError
 from service.recipe.spec import ModelSpec, graph_file, graph_files, load_spec, verify_files
 from service.recipe.tokens import pad
 from service.shapes import Shapes, shapes_of
@@ -95,11 +95,20 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
     _end_with_the_parent()
     _offer_to_the_oom_killer()
     control = socket.socket(fileno=int(arguments[0]))
-    ordered = _receive_order(control)
-    if ordered is None:
-        return
-    config, slots = ordered
+    # Of a gateway that has gone nothing is opened, and nobody is told.
+    with contextlib.suppress(BrokenPipeError):
+        _serve(control, open_both)
+    # A thread may sit in an engine's code for ever; nobody waits for it.
+    os._exit(0)
+
+
+def _serve(control: socket.socket, open_both: Open) -> None:
+    """Until the gateway is gone."""
     try:
+        ordered = _receive_order(control)
+        if ordered is None:
+            return
+        config, slots = ordered
         spec = load_spec(Path(config.folder), verify=False)
         engines = open_both(config, spec)
     except Exception as error:
@@ -114,19 +123,26 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
         threading.Thread(target=_serve_slot_to_its_end, args=(channel, served), daemon=True).start()
     control.sendall(json.dumps(about).encode() + b"\n")
     control.recv(1)
-    # The gateway is gone. A thread may sit in an engine's code for ever; nobody waits for it.
-    os._exit(0)
 
 
 def _receive_order(control: socket.socket) -> tuple[EngineConfig, list[tuple[socket.socket, str]]] | None:
-    """What to open, and the slots with their lanes; None where the gateway has gone without a word."""
+    """What to open, and the slots with their lanes; None where the gateway has gone.
+
+    Raises SettingsError where this process may not have so many descriptors.
+    """
     words, descriptors = b"", list[int]()
     while not words.endswith(b"\n"):
-        said, more, _, _ = socket.recv_fds(control, ORDER_BYTES_MAX, DESCRIPTORS_MAX)
+        said, more, flags, _ = socket.recv_fds(control, ORDER_BYTES_MAX, DESCRIPTORS_MAX)
         if not said:
             return None
+        if flags & socket.MSG_CTRUNC:
+            raise SettingsError("the engine's process can't have a descriptor for each slot; raise ulimit -n")
         words += said
         descriptors += more
+    # It may have gone between its last word and the moment from which this process ends with it.
+    with contextlib.suppress(BlockingIOError):
+        if not control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return None
     order = json.loads(words)
     slots = [socket.socket(fileno=number) for number in descriptors]
     return EngineConfig(**order["config"]), list(zip(slots, order["slots"], strict=True))

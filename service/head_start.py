@@ -21,17 +21,18 @@ def head_start(settings: Settings, started: Started) -> OpenHost:
     try:
         folder = find_version(settings.model, settings.model_repo)
         first = config_of(settings, folder, candidates_for(settings, load_spec(folder, verify=False))[0])
+        waiting = [order(first, started)]
     except Me5Error:
         started.process.kill()
         return open_process
-    waiting = [order(first, started)]
 
     async def open_host(config: EngineConfig, dimension: int) -> EngineHost:
         if waiting:
             ordered = waiting.pop()
             if config == first:
                 return await EngineProcess.opened(ordered, dimension=dimension)
-            ordered.started.process.kill()
+            unwanted = EngineProcess(ordered, dimension=dimension)
+            await unwanted.close()
         return await open_process(config, dimension)
 
     return open_host

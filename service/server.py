@@ -17,9 +17,10 @@ import uvicorn
 
 from service.app import create_app, refuse
 from service.embedder import Embedder, OpenHost, open_process
-from service.errors import Me5Error, SettingsError
+from service.errors import Me5Error
 from service.garbage import collect_now_and_then
 from service.http_protocol import SPARE_CONNECTIONS, HttpProtocol, Limits
+from service.listening import bind
 from service.metrics import Metrics
 from service.settings import Settings, exposure
 from service.tls import Certificate, Handshakes, open_certificate
@@ -95,14 +96,15 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings, open_host: OpenHost = open_process) -> None:
+async def serve(settings: Settings, open_host: OpenHost = open_process, listener: socket.socket | None = None) -> None:
     """Open the model, prove it, listen, and return once the process was told to end. Raises StartupError.
 
-    open_host: opens engines elsewhere than in a process of their own.
+    open_host: how engines are opened; each in a process of its own by default.   listener: where to listen, bound
+    already.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Taken before the model is read: who else has the port is known at once, and nobody gets it meanwhile.
-    listener = bind(settings.host, settings.port)
+    listener = listener or bind(settings.host, settings.port)
     certificate = open_certificate(settings)
     if warning := exposure(settings):
         log.warning(warning)
@@ -171,21 +173,7 @@ def _allow_files(max_connections: int) -> int:
     return max_connections
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on this address that does not listen yet. Raises SettingsError where the address can't be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        raise SettingsError(
-            f"can't listen on ME5_HOST={host}, ME5_PORT={port}: {error.strerror}; choose another, or stop what has it"
-        ) from error
-    return listener
-
-
-def run(settings: Settings, open_host: OpenHost = open_process) -> None:
+def run(settings: Settings, open_host: OpenHost = open_process, listener: socket.socket | None = None) -> None:
     """serve, on uvloop where it is installed. A SIGTERM before anything was accepted ends the process at once."""
     # As a container's first process it would else not hear the signal until the model is open: Linux gives process 1
     # no default actions. The engine's process ends with its parent.
@@ -197,4 +185,4 @@ def run(settings: Settings, open_host: OpenHost = open_process) -> None:
     )
     loop_factory = uvicorn.Config(app="", loop="auto", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve(settings, open_host))
+        runner.run(serve(settings, open_host, listener))

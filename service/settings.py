@@ -1,4 +1,7 @@
-"""The settings of a gateway: ME5_* variables of the environment, read here and nowhere else."""
+"""The settings of a gateway: ME5_* variables of the environment, read here.
+
+But for one word: __main__ looks whether Triton computes, before this can be imported.
+"""
 
 from __future__ import annotations
 

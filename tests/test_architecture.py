@@ -54,7 +54,7 @@ LAYERS = [
     ["service.triton_upstream"],
     ["service.triton_client", "service.batch_calls"],
     ["service.model", "service.memory", "service.engine_process", "service.jobs"],
-    ["service.callers", "service.engine_start", "service.fair_queue", "service.engine_worker"],
+    ["service.callers", "service.engine_start", "service.listening", "service.fair_queue", "service.engine_worker"],
     ["service.engine"],
     ["service.engine_onnx", "service.engine_openvino"],
     ["service.engine_cache", "service.graph_states"],

@@ -13,7 +13,7 @@ import pytest
 from faulty_engine import SHIPPED
 
 from service.engine import open_engine
-from service.engine_cache import ENTRIES_MAX, MANIFEST_FILE, cache_key
+from service.engine_cache import ENTRIES_MAX, MANIFEST_FILE, UNFINISHED, cache_key
 from service.recipe.spec import load_spec
 from service.recipe.tokens import pad
 from service.settings import EngineName
@@ -134,3 +134,14 @@ def test_old_entries_go_and_the_one_in_use_stays(tmp_path: Path) -> None:
     there = entries(tmp_path)
     assert len(there) == ENTRIES_MAX
     assert not {"old0", "old1", "old2"} & {path.name for path in there}
+
+
+def test_what_killed_processes_left_unfinished_goes_and_what_another_is_making_stays(tmp_path: Path) -> None:
+    left, being_made = tmp_path / f"{UNFINISHED}left", tmp_path / f"{UNFINISHED}new"
+    for folder in (left, being_made):
+        folder.mkdir()
+        (folder / "model.blob").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    vectors("onnx", tmp_path)
+    assert not left.exists()
+    assert being_made.exists()

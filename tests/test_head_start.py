@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +22,7 @@ from service.embedder import Embedder
 from service.engine import EngineConfig, EngineHost
 from service.engine_process import EngineProcess, order
 from service.engine_start import Started, start_worker
+from service.errors import EngineLost
 from service.head_start import head_start
 from service.metrics import Metrics
 from service.opening import candidates_for, config_of
@@ -113,3 +121,37 @@ def test_a_process_that_can_not_open_the_model_says_why_in_one_line(started: Sta
         return str(refused.value)
 
     assert "\n" not in asyncio.run(story())
+
+
+def test_slots_that_can_not_be_had_are_told_and_the_process_is_ended(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> tuple[socket.socket, socket.socket]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with pytest.raises(EngineLost, match="can't be given its slots: .*Too many open files"):
+        order(first_choice(load_settings({"ME5_MODEL": str(SHIPPED), "ME5_CACHE_DIR": ""})), started)
+    assert started.process.poll() is not None
+
+
+def test_a_gateway_whose_port_is_taken_says_so_in_one_line_and_leaves_no_engine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = {**os.environ, "ME5_HOST": "127.0.0.1", "ME5_PORT": port}
+        command = [sys.executable, "-m", "service", "serve"]
+        gateway = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        said = gateway.communicate(timeout=WAIT_S)[1]
+    assert gateway.returncode == 2
+    assert said.count("\n") == 1
+    assert f"ME5_PORT={port}" in said
+    # The engine's process held the other end of stderr: that it was read to its end says that it is gone.
+
+
+def test_sigterm_in_the_first_moment_ends_gateway_and_engine() -> None:
+    gateway = subprocess.Popen([sys.executable, "-m", "service", "serve"], stderr=subprocess.PIPE, text=True)
+    time.sleep(0.2)
+    gateway.terminate()
+    gateway.communicate(timeout=WAIT_S)
+    # Before the handler is in force the signal's own action ends it.
+    assert gateway.returncode in (0, -signal.SIGTERM)

@@ -30,7 +30,8 @@ from training.errors import BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
-from training.restore import Restored, restore, restored_hash, restored_name, restored_tokenizer
+from training.narrow import onto_subspace
+from training.restore import Restored, restore, restored_hashes, restored_name, restored_tokenizer
 from training.starting_model import StartingModel, load_starting_model
 from training.static_path import StaticPath, rotation_onto
 from training.targets import find_targets, pair_weights
@@ -107,6 +108,7 @@ def bootstrap(
         teacher,
         config.distil,
         config.seed,
+        config.table_width,
     )
 
     begins_with = config.starting_model if config.begins_with is None else restored_name(Path(config.begins_with))
@@ -138,7 +140,7 @@ def run_identity(config: TrainConfig, sources: list[Source]) -> dict[str, object
         "data": {source.name: source.sha256 for source in sources},
     }
     if config.begins_with is not None:
-        identity["begins_with"] = restored_hash(Path(config.begins_with))
+        identity["begins_with"] = restored_hashes(Path(config.begins_with))
     return identity
 
 
@@ -224,36 +226,36 @@ def begin(
         found = restore(Path(config.begins_with), material.start)
         found.static.share.fill_(share)
         return found
-    assert config.warm_start is not None
-    settings = config.warm_start.token_vectors
-    made = make_token_vectors(settings, share, config.seed, material, teacher, out / TOKEN_VECTORS_FILE, should_stop)
+    made = make_token_vectors(config, material, teacher, out / TOKEN_VECTORS_FILE, should_stop)
     return None if made is None else Restored(graft_encoder(made[0], material.start), made[1])
 
 
 def make_token_vectors(
-    settings: TokenVectorsConfig,
-    share: float,
-    seed: int,
-    material: Material,
-    teacher: TeacherVectors,
-    path: Path,
-    should_stop: Callable[[], bool],
+    config: TrainConfig, material: Material, teacher: TeacherVectors, path: Path, should_stop: Callable[[], bool]
 ) -> tuple[torch.Tensor, StaticPath] | None:
     """Find out what each token stands for in English, or take what this run has found out before.
 
     Returns the token table float32[V, H] and the static path that reads it; None when it was stopped.
     """
+    share = config.distil.static_share
     if not path.is_file():
+        assert config.warm_start is not None
+        settings, seed = config.warm_start.token_vectors, config.seed
         corpus, store, vocab_size = material.corpus, material.store, material.tokenizer.get_vocab_size()
         others, english = english_pairs(corpus)
         shares = translation_shares(store, others, english, vocab_size)
         how_english = english_shares(store, corpus, vocab_size)
         table = graft_table(material.tokenizer, material.start, how_english, shares)
+        within = None if config.table_width is None else onto_subspace(table, config.table_width)
+        if within is not None:
+            table = table @ within
         prefixes = read_prefixes(material.tokenizer)
         met = token_shares(store, [prefixes.query, prefixes.passage], vocab_size)
         mixture = mix(corpus, settings.mixture)
         static = begin_static_path(table, met, settings.rarity_smoothing, share)
-        if not learn_token_vectors(table, static, how_english, store, corpus, mixture, settings, seed, should_stop):
+        if not learn_token_vectors(
+            table, static, how_english, store, corpus, mixture, settings, seed, should_stop, within
+        ):
             return None
         turn_onto_teacher(static, table, material, teacher, settings, seed)
         unfinished = path.with_suffix(".unfinished")

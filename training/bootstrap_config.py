@@ -103,7 +103,9 @@ class DistilConfig(Section):
     start_share: float = Field(default=0.3, ge=0, lt=1)
     # Matrix products in bfloat16; weights and sums stay float32.
     bfloat16: bool = True
-    # Layers through torch.compile: a fifth faster on CPUs, for two minutes in the beginning and a C++ compiler.
+    # Layers through torch.compile: a fifth faster on CPUs, for two minutes in the beginning and a C++ compiler (without
+    # one they are computed as ever). Which code computes a shape depends on the shapes before it: a run that was
+    # stopped and resumed meets the same batches, and may differ in the last digits.
     compiled: bool = False
     save_every_steps: int = Field(default=200, gt=0)
     log_every_steps: int = Field(default=20, gt=0)
@@ -130,6 +132,9 @@ class TrainConfig(Section):
     held_out_per_mille: int = Field(default=5, ge=0, lt=1000)
     # Similarity sets among the evaluation files, of whose development part the translations are read (not the scores).
     dev_sets: list[str] = Field(default_factory=list)
+    # Token vectors fill so many dimensions of the layers' (narrow.py), and an exported version stores so many numbers
+    # for each; None: all of them.
+    table_width: int | None = Field(default=None, gt=0)
     warm_start: WarmStartConfig | None = None
     distil: DistilConfig
     mixture: MixtureConfig = MixtureConfig()

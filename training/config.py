@@ -327,4 +327,6 @@ def read_settings(path: Path, shape: type[Settings]) -> Settings:
 def _explain(location: tuple[int | str, ...], message: str) -> str:
     """Name the key of one finding and say what is wrong with it."""
     key = ".".join(str(part) for part in location)
+    if not key:
+        return message.removeprefix("Value error, ")
     return f"unknown key {key!r}; remove it" if message.startswith("Extra inputs") else f"key {key!r}: {message}"

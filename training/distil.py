@@ -6,8 +6,11 @@ path (static_path.py) each have a loss of their own (distil_loss.py), and the to
 """
 
 import copy
+import logging
+import os
+import shutil
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from training.distil_loss import Given, GivenPassages, Plan, passage_loss, path_
 from training.encoder import TokenRows, distinct_ids, embed_rows
 from training.loop import StepReport
 from training.mixture import Mixture, draw_batch
+from training.narrow import onto_subspace
 from training.passages import directions, passage_rows, put_together
 from training.row_adam import RowAdam
 from training.schedule import rate_at
@@ -37,6 +41,8 @@ from training.static_path import StaticPath
 from training.targets import NO_TARGET, TRANSLATION_SOURCES
 from training.teacher_vectors import TeacherVectors
 from training.token_store import TokenStore
+
+logger = logging.getLogger(__name__)
 
 # The loss of one path, from its vectors of the rows that were read.
 PathLoss = Callable[[torch.Tensor], torch.Tensor]
@@ -70,6 +76,14 @@ def copy_of(bert: BertModel, static: StaticPath) -> TwoPaths:
     return TwoPaths(copy.deepcopy(bert), copy.deepcopy(static)).requires_grad_(False)
 
 
+def compiled(bert: BertModel) -> torch.nn.Module:
+    """The same weights in code made for them, for batches of every shape; as they are where nothing compiles it."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        logger.warning("compiled = true, but there is no C++ compiler: going on without, a fifth slower")
+        return bert
+    return cast(torch.nn.Module, torch.compile(bert, dynamic=True))
+
+
 def remember(recent: NDArray[np.int64], targets: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Put the English texts of a batch, int64[B, 2], behind those of the steps before, and forget the oldest.
 
@@ -83,7 +97,7 @@ def remember(recent: NDArray[np.int64], targets: NDArray[np.int64], size: int) -
 class DistilTrainer:
     """The encoder with its optimisers; `step(n)` is a function of the state, the corpus and n alone.
 
-    targets: int32[N, 2], see find_targets.
+    targets: int32[N, 2], see find_targets.   table_width: of how many dimensions the token vectors are, and stay.
     """
 
     def __init__(
@@ -98,10 +112,10 @@ class DistilTrainer:
         teacher: TeacherVectors,
         config: DistilConfig,
         seed: int,
+        table_width: int | None = None,
     ) -> None:
         self.bert, self.static = bert, static
-        # The same weights; shapes differ from chunk to chunk.
-        self.layers = torch.compile(bert, dynamic=True) if config.compiled else bert
+        self.layers = compiled(bert) if config.compiled else bert
         self.corpus, self.mixture, self.store = corpus, mixture, store
         self.teacher, self.config, self.seed = teacher, config, seed
         self.prefixes, self.targets = read_prefixes(tokenizer), targets
@@ -116,7 +130,9 @@ class DistilTrainer:
         self.batch_pairs = [long[n] if n in self.retrieval else short[n] for n in range(len(corpus.sources))]
         # Of a pair, one side goes into a passage.
         self.passage_pairs = [2 * pairs if n in self.translation else pairs for n, pairs in enumerate(self.batch_pairs)]
-        self.table_optimizer = RowAdam(bert.embeddings.word_embeddings.weight)
+        table = bert.embeddings.word_embeddings.weight
+        within = None if table_width is None else onto_subspace(table, table_width)
+        self.table_optimizer = RowAdam(table, projection=within)
         trained = [parameter for parameter in [*bert.parameters(), static.matrix] if parameter.requires_grad]
         self.layer_optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         # What is saved is made of late weights on average, so that a run may be stopped at any time.

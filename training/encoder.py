@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import BertModel
 
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import pad
@@ -43,8 +42,11 @@ def chunk_by_length(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     return [np.array(chunk, dtype=np.int64) for chunk in chunks]
 
 
-def embed_rows(bert: BertModel, rows: Sequence[np.ndarray], table: TokenRows, chunk_tokens: int) -> torch.Tensor:
-    """Embed token rows (special tokens included) in groups of like length. Returns unit vectors [B, H]."""
+def embed_rows(bert: torch.nn.Module, rows: Sequence[np.ndarray], table: TokenRows, chunk_tokens: int) -> torch.Tensor:
+    """Embed token rows (special tokens included) in groups of like length. Returns unit vectors [B, H].
+
+    bert: a BertModel, or what computes the same.
+    """
     chunks = chunk_by_length(np.array([len(row) for row in rows]), chunk_tokens)
     vectors = []
     for chunk in chunks:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.recipe.spec import ModelSpec
 from training.graph_weights import Encoder, Floats, Layer, Linear, Norm, Static
-from training.quantize import GROUP, quantize_symmetric
+from training.quantize import DIRECTIONS, GROUP, narrowed, quantize_symmetric
 
 OPSET = 18
 MICROSOFT = "com.microsoft"
@@ -204,9 +204,11 @@ def _embed(writer: Writer, encoder: Encoder, shape: Shape) -> str:
 
 
 def _write_words(writer: Writer, words: Floats) -> str:
-    rows, width = words.shape
+    rows = len(words)
     if writer.scales is None:
         return writer.node("Gather", [writer.floats("words", words), "input_ids"], "words.rows", axis=0)
+    words, directions = narrowed(words)
+    width = words.shape[1]
     group = GROUP if width % GROUP == 0 else width
     rounded, scales = quantize_symmetric(words.reshape(-1, group), axis=1)
     table = writer.tensor("words", rounded.reshape(rows, -1, group))
@@ -215,7 +217,11 @@ def _write_words(writer: Writer, words: Floats) -> str:
     data = writer.node("Cast", [data], "words.unscaled", to=TensorProto.FLOAT)
     factors = writer.node("Gather", [table_scales, "input_ids"], "words.factors", axis=0)
     data = writer.node("Mul", [data, factors], "words.grouped")
-    return writer.node("Reshape", [data, writer.tensor("words.shape", np.array([0, 0, width]))], "words.rows")
+    narrow = "words.rows" if directions is None else "words.columns"
+    columns = writer.node("Reshape", [data, writer.tensor("words.shape", np.array([0, 0, width]))], narrow)
+    if directions is None:
+        return columns
+    return writer.node("MatMul", [columns, writer.floats(f"words.rows_{DIRECTIONS}", directions)], "words.rows")
 
 
 def _write_layer(writer: Writer, layer: Layer, name: str, states: str, encoder: Encoder, shape: Shape) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from training.errors import ExportError
+from training.quantize import DIRECTIONS
 
 Floats = NDArray[np.float32]
 
@@ -133,6 +134,9 @@ class _Reader:
             weight = self.constant(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
             if weight is None or weight.ndim != 2 or node.input[1].startswith(STATIC_MATRIX):
                 continue
+            # Of a narrow table, see training/quantize.py.
+            if node.input[1].endswith(f"_{DIRECTIONS}"):
+                continue
             if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
                 weight = weight.T
             bias = self.constant(node.input[2]) if len(node.input) > 2 else self._added_to(node.output[0])
@@ -161,7 +165,9 @@ class _Reader:
         rounded, scales = self._named(f"{ending}_int8"), self._named(f"{ending}_scales")
         if rounded is None or scales is None:
             raise ExportError(f"the graph has no tensor named …{ending}; export or pull the plain graph")
-        return (rounded * scales).reshape(len(rounded), -1)
+        columns = (rounded * scales).reshape(len(rounded), -1)
+        directions = self._named(f"{ending}_{DIRECTIONS}")
+        return columns if directions is None else np.asarray(columns @ directions)
 
     def static(self) -> Static | None:
         """The path beside the layers; None where there is none."""

@@ -22,7 +22,7 @@ from training.fused_graph import STATIC_PRODUCT, Shape, activation_names, fused_
 from training.graph_run import feed_of, graph_run
 from training.graph_weights import Encoder, read_encoder
 from training.plain_graph import plain_graph
-from training.quantize import quantize_weights
+from training.quantize import quantize_weights, widening
 
 # The fused graph in float32 has to be the same function as the graph it was read from.
 FUSED_ERROR_MAX = 1e-4
@@ -61,6 +61,7 @@ def write_onnx_dynamic(folder: Path, spec: ModelSpec, batches: list[TokenBatch],
             plain,
             path,
             op_types_to_quantize=DYNAMIC_OPERATORS,
+            nodes_to_exclude=[widening("words.rows")],
             per_channel=True,
             # 7 bits for weights, see fused_graph.WEIGHT_MAX.
             reduce_range=True,
@@ -118,7 +119,8 @@ def write_openvino_int8(folder: Path, spec: ModelSpec, batches: list[TokenBatch]
         fast_bias_correction=True,
         # A sum over a text's tokens grows with its length: one scale for all would round short ones away. One product a
         # text costs nothing in float32.
-        ignored_scope=nncf.IgnoredScope(names=[STATIC_PRODUCT], validate=False),
+        # And the token vectors are what everything else is made of.
+        ignored_scope=nncf.IgnoredScope(names=[STATIC_PRODUCT, widening("words.rows")], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=SMOOTHING_ALPHA)
         ),

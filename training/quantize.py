@@ -4,6 +4,7 @@ Symmetric, -127 to 127. Activations are not touched, so nothing has to be calibr
 than another by a calibration text.
 
     table    Gather(float)       →  Gather(int8) → Cast → Mul(Cast(Gather(scales))) → Reshape     stays int8 in memory
+    narrow   Gather(float)       →  the same of fewer columns → MatMul(directions)            where they fill fewer
     matrix   MatMul(x, float)    →  MatMul(x, Mul(Reshape(Mul(Cast(int8), Cast(scales))), gains)) unpacked once, at load
 
 One float16 scale serves 32 neighbours, of a row in a table, of an output channel in a matrix: a few values that stand
@@ -21,10 +22,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from training.narrow import main_directions
+
 # Below this a tensor does not weigh in the file, and may well be something that tolerates no rounding.
 SMALLEST_QUANTISED_VALUES = 4096
 INT8_MAX = 127
 GROUP = 32
+# A table whose rows fill fewer dimensions is stored narrow where that makes it smaller by a tenth.
+NARROW_SHARE_MAX = 0.9
+DIRECTIONS = "directions"
 
 
 def quantize_weights(
@@ -44,9 +50,9 @@ def quantize_weights(
             continue
         users = uses[tensor.name]
         if users and all(_reads_rows(node, place) for node, place in users):
-            _store_table(graph, tensor)
+            is_narrow = _store_table(graph, tensor)
             for node, _ in users:
-                added[id(node)] += _table_lookup(node, tensor.name)
+                added[id(node)] += _table_lookup(node, tensor.name, is_narrow)
         elif matrices and users and all(node.op_type == "MatMul" and place == 1 for node, place in users):
             _store_matrix(graph, tensor)
             added[id(users[0][0])] += _unpacked_matrix(tensor.name)
@@ -87,8 +93,17 @@ def input_gains(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(gains > 0, gains / gains.mean(), 1).astype(np.float32) if gains.any() else np.ones_like(gains)
 
 
-def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
-    table = numpy_helper.to_array(tensor)
+def narrowed(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """A table [V, H] as [V, E] and the directions [E, H] that its columns are of; None where that saves nothing."""
+    directions = main_directions(table)
+    if directions.size + len(table) * len(directions) > NARROW_SHARE_MAX * table.size:
+        return table, None
+    return table @ directions.T, directions
+
+
+def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> bool:
+    """Returns whether the table was narrowed."""
+    table, directions = narrowed(numpy_helper.to_array(tensor))
     rows, width = table.shape
     group = GROUP if width % GROUP == 0 else width
     quantised, scales = quantize_symmetric(table.reshape(-1, group), axis=1)
@@ -99,7 +114,10 @@ def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
         # Zeros keep what the ids' own shape [B, T] is.
         "shape": np.array([0, 0, width], dtype=np.int64),
     }
+    if directions is not None:
+        parts[DIRECTIONS] = directions
     _replace_initializer(graph, tensor, parts)
+    return directions is not None
 
 
 def _store_matrix(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
@@ -125,18 +143,26 @@ def _replace_initializer(graph: onnx.GraphProto, tensor: onnx.TensorProto, parts
         graph.value_info.remove(described)
 
 
-def _table_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+def _table_lookup(gather: onnx.NodeProto, table: str, is_narrow: bool) -> list[onnx.NodeProto]:
     """The nodes that compute what `gather` did, for ids [B, T]."""
     rows, output = gather.input[1], gather.output[0]
-    grouped = f"{output}_grouped"
-    return [
+    grouped, columns = f"{output}_grouped", f"{output}_columns" if is_narrow else output
+    nodes = [
         helper.make_node("Gather", [f"{table}_int8", rows], [f"{output}_int8"], f"{output}_rows", axis=0),
         helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], f"{output}_cast", to=TensorProto.FLOAT),
         helper.make_node("Gather", [f"{table}_scales", rows], [f"{output}_halves"], f"{output}_halves", axis=0),
         helper.make_node("Cast", [f"{output}_halves"], [f"{output}_scales"], f"{output}_scales", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{output}_unscaled", f"{output}_scales"], [grouped], f"{output}_scaled"),
-        helper.make_node("Reshape", [grouped, f"{table}_shape"], [output], f"{output}_reshaped"),
+        helper.make_node("Reshape", [grouped, f"{table}_shape"], [columns], f"{output}_reshaped"),
     ]
+    if not is_narrow:
+        return nodes
+    return [*nodes, helper.make_node("MatMul", [columns, f"{table}_{DIRECTIONS}"], [output], widening(output))]
+
+
+def widening(output: str) -> str:
+    """The name of the product that makes whole vectors of a narrow table's rows."""
+    return f"{output}_widened"
 
 
 def _unpacked_matrix(name: str) -> list[onnx.NodeProto]:

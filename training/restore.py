@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from service.recipe.spec import MODEL_FILE, TOKENIZER_FILE, file_sha256
+from service.recipe.spec import MODEL_FILE, TOKENIZER_FILE, file_sha256, load_spec
 from service.recipe.tokens import load_tokenizer
 from training.errors import ExportError, StartingModelMissing
 from training.graft import graft_encoder
@@ -32,11 +32,14 @@ class Restored:
     static: StaticPath
 
 
-def weights_file(folder: Path) -> Path:
-    """The file with a model's weights: a version's graph, or a checkpoint's. Raises StartingModelMissing."""
-    for needed in ((MODEL_FILE, TOKENIZER_FILE), (WEIGHTS_FILE, STATIC_FILE, TOKENIZER_FILE)):
-        if all((folder / name).is_file() for name in needed):
-            return folder / needed[0]
+def model_files(folder: Path) -> list[Path]:
+    """The files that are read, a version's or a checkpoint's; first the one with the weights.
+
+    Raises StartingModelMissing.
+    """
+    for names in ((MODEL_FILE, TOKENIZER_FILE), (WEIGHTS_FILE, STATIC_FILE, TOKENIZER_FILE)):
+        if all((folder / name).is_file() for name in names):
+            return [folder / name for name in names]
     raise StartingModelMissing(
         f"{folder} can't be trained further: begins_with must name a version in model_repo/, or a checkpoint of two "
         "paths in runs/"
@@ -45,30 +48,31 @@ def weights_file(folder: Path) -> Path:
 
 def restored_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of what is trained further. Raises StartingModelMissing."""
-    return load_tokenizer(weights_file(folder).with_name(TOKENIZER_FILE))
+    return load_tokenizer(model_files(folder)[-1])
 
 
-def restored_hash(folder: Path) -> str:
-    """SHA-256 of its weights. Raises StartingModelMissing."""
-    return file_sha256(weights_file(folder))
+def restored_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 by the name of each file that is read. Raises StartingModelMissing."""
+    return {path.name: file_sha256(path) for path in model_files(folder)}
 
 
 def restored_name(folder: Path) -> str:
     """The folder without the way to it, and which weights it held: `me5_nano/2, weights 6d47b3e0064f`."""
-    return f"{'/'.join(folder.resolve().parts[-2:])}, weights {restored_hash(folder)[:12]}"
+    return f"{'/'.join(folder.resolve().parts[-2:])}, weights {file_sha256(model_files(folder)[0])[:12]}"
 
 
 def restore(folder: Path, start: StartingModel) -> Restored:
     """Read a version or a checkpoint whose layers are of the starting model's shape.
 
     start: says what a graph doesn't, such as the number of heads. Raises StartingModelMissing where the shapes differ,
-    or where there is one path.
+    or where there is one path, and ModelFileError where a version's file is not the one that its spec.json names.
     """
-    path = weights_file(folder)
+    path = model_files(folder)[0]
     if path.name == WEIGHTS_FILE:
         static = load_static_path(folder)
         assert static is not None
         return Restored(_with_weights(start, load_file(path), path), static)
+    load_spec(folder)
     try:
         encoder = read_encoder(onnx.load(path))
     except ExportError as error:

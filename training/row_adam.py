@@ -10,8 +10,16 @@ class RowAdam:
     A row's bias correction counts its own updates, so a rare token's first update is as large as a frequent one's.
     """
 
-    def __init__(self, table: torch.Tensor, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        table: torch.Tensor,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        projection: torch.Tensor | None = None,
+    ) -> None:
+        """projection: [H, H], onto the subspace that rows are moved within (narrow.py)."""
         self.table = table
+        self.projection = projection
         self.betas = betas
         self.eps = eps
         self.mean = torch.zeros_like(table)
@@ -25,6 +33,8 @@ class RowAdam:
 
     def step(self, ids: torch.Tensor, gradient: torch.Tensor, learning_rate: float) -> None:
         """Move the rows of distinct ids. ids: int64[U], gradient: [U, H]."""
+        if self.projection is not None:
+            gradient = gradient @ self.projection
         beta_mean, beta_square = self.betas
         updates = self.updates[ids] + 1
         mean = self.mean[ids].mul_(beta_mean).add_(gradient, alpha=1 - beta_mean)

@@ -70,14 +70,15 @@ def learn_token_vectors(
     config: TokenVectorsConfig,
     seed: int,
     should_stop: Callable[[], bool],
+    projection: torch.Tensor | None = None,
 ) -> bool:
     """Move the token vectors [V, H] and the static path, in place, until the bags of a pair meet.
 
-    english: float64[V], how English each token is.   Returns False when it was stopped.
+    english: float64[V], how English each token is.   projection: as RowAdam's.   Returns False when it was stopped.
     """
     mobility = torch.from_numpy(1 - english).clamp(min=config.mobility_min).float()[:, None]
     log_gain = torch.zeros(len(table), 1)
-    vector_optimizer, gain_optimizer = RowAdam(table), RowAdam(log_gain)
+    vector_optimizer, gain_optimizer = RowAdam(table, projection=projection), RowAdam(log_gain)
     matrix_optimizer = torch.optim.Adam([static.matrix])
     lengths = np.minimum(store.lengths(), config.max_tokens)
     batch_pairs = batch_pairs_of(corpus, lengths, config.tokens_per_batch, config.batch_pairs_max)
