@@ -131,10 +131,9 @@ soak: $(TEST_STAMP)  ## memory over SOAK_MINUTES of requests of every length
 
 model: $(TEST_STAMP)  ## train and export me5_nano from the pairs in ME5_DATA
 	$(BIN)/python -m training bootstrap training/configs/me5_nano.toml --data "$(ME5_DATA)" --out runs/me5_nano --resume
-	$(BIN)/python -m training bootstrap training/configs/me5_nano_continued.toml --data "$(ME5_DATA)" --out runs/me5_nano_continued --resume
-	$(BIN)/python -m training export runs/me5_nano_continued/latest --name me5_nano --weights int8 --max-bytes 40000000
+	$(BIN)/python -m training export runs/me5_nano/latest --name me5_nano --weights int8 --max-bytes 40000000
 
-sizes: $(TEST_STAMP)  ## me5_nano at equal file size: tokens, layers, width of the table; an hour and more on two cores
+sizes: $(TEST_STAMP)  ## me5_nano at equal file size: tokens, layers, the table's width and bits; an hour on two cores
 	$(BIN)/python tests/benchmarks/sizes.py --data "$(ME5_DATA)"
 
 evaluate: $(TEST_STAMP)  ## what the shipped model reaches on the evaluation sets in ME5_DATA

@@ -33,6 +33,7 @@ from training.encoder import TokenRows, chunk_by_length, distinct_ids, embed_row
 from training.errors import StartingModelMissing
 from training.export import export, run_of
 from training.narrow import main_directions
+from training.nibbles import rounded
 from training.sentence_folder import STATIC_FILE
 from training.static_path import load_static_path
 
@@ -304,6 +305,23 @@ def test_compiled_layers_are_trained_as_others_are(config, checkpoint, tmp_path)
     assert made is not None
     texts = ["The cat sleeps in the garden.", "犬は駅で歌っています。", "Le chien chante."]
     assert (embed(plain, texts) * embed(made, texts)).sum(dim=1).min() > 0.99
+
+
+def test_a_run_with_token_vectors_in_four_bits_saves_them_rounded_and_resumes_exactly(config, tmp_path):
+    nibbles = config.model_copy(update={"table_bits": 4})
+    whole = bootstrap(nibbles, DATA, tmp_path / "whole", should_stop=lambda: False)
+    polls = iter([False] * (3 + TOKEN_VECTOR_STEPS + 7) + [True])
+    bootstrap(nibbles, DATA, tmp_path / "broken", should_stop=lambda: next(polls))
+    resumed = bootstrap(nibbles, DATA, tmp_path / "broken", resume=True, should_stop=lambda: False)
+    assert whole is not None
+    assert resumed is not None
+    table, again = (
+        load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"] for folder in (whole, resumed)
+    )
+    assert torch.equal(rounded(table), table)
+    assert torch.equal(table, again)
+    with pytest.raises(ValueError, match="takes whole token vectors; leave out table_width"):
+        TrainConfig.model_validate({**nibbles.model_dump(), "table_width": 12})
 
 
 def test_a_run_whose_token_vectors_are_narrow_keeps_them_so_and_resumes_exactly(config, tmp_path):

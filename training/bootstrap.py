@@ -109,6 +109,7 @@ def bootstrap(
         config.distil,
         config.seed,
         config.table_width,
+        config.table_bits,
     )
 
     begins_with = config.starting_model if config.begins_with is None else restored_name(Path(config.begins_with))

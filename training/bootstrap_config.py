@@ -1,7 +1,7 @@
 """The settings of `bootstrap`, read from a TOML file. Imports neither torch nor transformers."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -135,12 +135,16 @@ class TrainConfig(Section):
     # Token vectors fill so many dimensions of the layers' (narrow.py), and an exported version stores so many numbers
     # for each; None: all of them.
     table_width: int | None = Field(default=None, gt=0)
+    # Token vectors in four bits are rounded while the layers are trained (nibbles.py), and stored without a loss.
+    table_bits: Literal[8, 4] = 8
     warm_start: WarmStartConfig | None = None
     distil: DistilConfig
     mixture: MixtureConfig = MixtureConfig()
 
     @model_validator(mode="after")
-    def _begins_once(self) -> Self:
+    def _fits_together(self) -> Self:
+        if self.table_bits == 4 and self.table_width is not None:
+            raise ValueError("table_bits = 4 takes whole token vectors; leave out table_width")
         if (self.begins_with is None) == (self.warm_start is None):
             raise ValueError("give either begins_with, a model to train further, or the sections of [warm_start]")
         return self

@@ -34,6 +34,7 @@ from training.encoder import TokenRows, distinct_ids, embed_rows
 from training.loop import StepReport
 from training.mixture import Mixture, draw_batch
 from training.narrow import onto_subspace
+from training.nibbles import rounded
 from training.passages import directions, passage_rows, put_together
 from training.row_adam import RowAdam
 from training.schedule import rate_at
@@ -98,6 +99,7 @@ class DistilTrainer:
     """The encoder with its optimisers; `step(n)` is a function of the state, the corpus and n alone.
 
     targets: int32[N, 2], see find_targets.   table_width: of how many dimensions the token vectors are, and stay.
+    table_bits: 4 where they are read rounded, as they are stored.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class DistilTrainer:
         config: DistilConfig,
         seed: int,
         table_width: int | None = None,
+        table_bits: int = 8,
     ) -> None:
         self.bert, self.static = bert, static
         self.layers = compiled(bert) if config.compiled else bert
@@ -132,7 +135,8 @@ class DistilTrainer:
         self.passage_pairs = [2 * pairs if n in self.translation else pairs for n, pairs in enumerate(self.batch_pairs)]
         table = bert.embeddings.word_embeddings.weight
         within = None if table_width is None else onto_subspace(table, table_width)
-        self.table_optimizer = RowAdam(table, projection=within)
+        self.rounding = rounded if table_bits == 4 else None
+        self.table_optimizer = RowAdam(table, projection=within, rounding=self.rounding)
         trained = [parameter for parameter in [*bert.parameters(), static.matrix] if parameter.requires_grad]
         self.layer_optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         # What is saved is made of late weights on average, so that a run may be stopped at any time.
@@ -216,6 +220,9 @@ class DistilTrainer:
         with torch.no_grad():
             for weights, start in zip(made.parameters(), self.start.parameters(), strict=True):
                 weights.lerp_(start, self.config.start_share)
+            table = made.bert.embeddings.word_embeddings.weight
+            if self.rounding is not None:
+                table.copy_(self.rounding(table))
         return made
 
     def state(self, steps_done: int, pairs_seen: int) -> DistilState:

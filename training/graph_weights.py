@@ -10,6 +10,7 @@ exporter's, and known by its names.
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from training.errors import ExportError
-from training.quantize import DIRECTIONS
+from training.nibbles import unpacked
+from training.quantize import DIRECTIONS, NIBBLES
 
 Floats = NDArray[np.float32]
 
@@ -162,6 +164,9 @@ class _Reader:
         """A table of vectors, stored as floats or as training/quantize.py stores it."""
         if (floats := self._named(ending)) is not None:
             return floats
+        nibbles, scales = self._raw(f"{ending}_{NIBBLES}"), self._raw(f"{ending}_scales")
+        if nibbles is not None and scales is not None:
+            return unpacked(nibbles, scales)
         rounded, scales = self._named(f"{ending}_int8"), self._named(f"{ending}_scales")
         if rounded is None or scales is None:
             raise ExportError(f"the graph has no tensor named …{ending}; export or pull the plain graph")
@@ -189,8 +194,12 @@ class _Reader:
         raise ExportError("the graph has no LayerNorm; export or pull the plain graph")
 
     def _named(self, ending: str) -> Floats | None:
+        found = self._raw(ending)
+        return None if found is None else found.astype(np.float32)
+
+    def _raw(self, ending: str) -> NDArray[Any] | None:
         names = [name for name in self.tensors if name == ending or name.endswith(f".{ending}")]
-        return self.constant(names[0]) if names else None
+        return np.asarray(numpy_helper.to_array(self.tensors[names[0]])) if names else None
 
     def _added_to(self, name: str) -> Floats | None:
         sums = [node for node in self.readers[name] if node.op_type == "Add"]

@@ -5,6 +5,7 @@ than another by a calibration text.
 
     table    Gather(float)       →  Gather(int8) → Cast → Mul(Cast(Gather(scales))) → Reshape     stays int8 in memory
     narrow   Gather(float)       →  the same of fewer columns → MatMul(directions)            where they fill fewer
+    nibbles  Gather(float)       →  two values a byte, taken apart by arithmetic              where they are rounded so
     matrix   MatMul(x, float)    →  MatMul(x, Mul(Reshape(Mul(Cast(int8), Cast(scales))), gains)) unpacked once, at load
 
 One float16 scale serves 32 neighbours, of a row in a table, of an output channel in a matrix: a few values that stand
@@ -16,6 +17,8 @@ weight: a scale for each output channel and gains 0.0078; a scale for each 32 we
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from training.narrow import main_directions
+from training.nibbles import LARGEST, packed
 
 # Below this a tensor does not weigh in the file, and may well be something that tolerates no rounding.
 SMALLEST_QUANTISED_VALUES = 4096
@@ -30,7 +34,10 @@ INT8_MAX = 127
 GROUP = 32
 # A table whose rows fill fewer dimensions is stored narrow where that makes it smaller by a tenth.
 NARROW_SHARE_MAX = 0.9
-DIRECTIONS = "directions"
+DIRECTIONS, NIBBLES = "directions", "nibbles"
+
+# From the node that read rows of a table, and the table's name, to the nodes that do it now.
+Lookup = Callable[[onnx.NodeProto, str], list[onnx.NodeProto]]
 
 
 def quantize_weights(
@@ -50,9 +57,9 @@ def quantize_weights(
             continue
         users = uses[tensor.name]
         if users and all(_reads_rows(node, place) for node, place in users):
-            is_narrow = _store_table(graph, tensor)
+            lookup = _store_table(graph, tensor)
             for node, _ in users:
-                added[id(node)] += _table_lookup(node, tensor.name, is_narrow)
+                added[id(node)] += lookup(node, tensor.name)
         elif matrices and users and all(node.op_type == "MatMul" and place == 1 for node, place in users):
             _store_matrix(graph, tensor)
             added[id(users[0][0])] += _unpacked_matrix(tensor.name)
@@ -101,23 +108,32 @@ def narrowed(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     return table @ directions.T, directions
 
 
-def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> bool:
-    """Returns whether the table was narrowed."""
-    table, directions = narrowed(numpy_helper.to_array(tensor))
+def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> Lookup:
+    """Returns how it is read."""
+    whole = numpy_helper.to_array(tensor)
+    if (nibbles := packed(whole)) is not None:
+        pairs, scales = nibbles
+        shapes = {"shape": [0, 0, whole.shape[1]], "groups": [0, 0, *scales.shape[1:2], GROUP]}
+        parts: dict[str, np.ndarray] = {NIBBLES: pairs, "scales": scales}
+        constants = {"half": np.float32(16), "zero": np.float32(LARGEST + 1)}
+        parts |= {name: np.array(sides, dtype=np.int64) for name, sides in shapes.items()}
+        _replace_initializer(graph, tensor, parts | {name: np.asarray(value) for name, value in constants.items()})
+        return _nibbles_lookup
+    table, directions = narrowed(whole)
     rows, width = table.shape
     group = GROUP if width % GROUP == 0 else width
-    quantised, scales = quantize_symmetric(table.reshape(-1, group), axis=1)
-    parts: dict[str, np.ndarray] = {
+    quantised, factors = quantize_symmetric(table.reshape(-1, group), axis=1)
+    parts = {
         "int8": quantised.reshape(rows, -1, group),
         # Half of float32's size; eleven bits of a scale are four more than the bytes have.
-        "scales": scales.reshape(rows, -1, 1).astype(np.float16),
+        "scales": factors.reshape(rows, -1, 1).astype(np.float16),
         # Zeros keep what the ids' own shape [B, T] is.
         "shape": np.array([0, 0, width], dtype=np.int64),
     }
     if directions is not None:
         parts[DIRECTIONS] = directions
     _replace_initializer(graph, tensor, parts)
-    return directions is not None
+    return partial(_table_lookup, is_narrow=directions is not None)
 
 
 def _store_matrix(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
@@ -143,21 +159,52 @@ def _replace_initializer(graph: onnx.GraphProto, tensor: onnx.TensorProto, parts
         graph.value_info.remove(described)
 
 
-def _table_lookup(gather: onnx.NodeProto, table: str, is_narrow: bool) -> list[onnx.NodeProto]:
+def _table_lookup(gather: onnx.NodeProto, table: str, *, is_narrow: bool) -> list[onnx.NodeProto]:
     """The nodes that compute what `gather` did, for ids [B, T]."""
     rows, output = gather.input[1], gather.output[0]
     grouped, columns = f"{output}_grouped", f"{output}_columns" if is_narrow else output
     nodes = [
         helper.make_node("Gather", [f"{table}_int8", rows], [f"{output}_int8"], f"{output}_rows", axis=0),
         helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], f"{output}_cast", to=TensorProto.FLOAT),
-        helper.make_node("Gather", [f"{table}_scales", rows], [f"{output}_halves"], f"{output}_halves", axis=0),
-        helper.make_node("Cast", [f"{output}_halves"], [f"{output}_scales"], f"{output}_scales", to=TensorProto.FLOAT),
+        *_scales_lookup(gather, table),
         helper.make_node("Mul", [f"{output}_unscaled", f"{output}_scales"], [grouped], f"{output}_scaled"),
         helper.make_node("Reshape", [grouped, f"{table}_shape"], [columns], f"{output}_reshaped"),
     ]
     if not is_narrow:
         return nodes
     return [*nodes, helper.make_node("MatMul", [columns, f"{table}_{DIRECTIONS}"], [output], widening(output))]
+
+
+def _scales_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+    rows, output = gather.input[1], gather.output[0]
+    return [
+        helper.make_node("Gather", [f"{table}_scales", rows], [f"{output}_halves"], f"{output}_halves", axis=0),
+        helper.make_node("Cast", [f"{output}_halves"], [f"{output}_scales"], f"{output}_scales", to=TensorProto.FLOAT),
+    ]
+
+
+def _nibbles_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+    """The same for two values a byte. By division and subtraction, which every engine has."""
+    rows, output = gather.input[1], gather.output[0]
+
+    def step(kind: str, inputs: list[str], made: str, **attributes: object) -> onnx.NodeProto:
+        names = [name if name.startswith(table) else f"{output}_{name}" for name in inputs]
+        return helper.make_node(kind, names, [f"{output}_{made}"], f"{output}_{made}", **attributes)
+
+    return [
+        helper.make_node("Gather", [f"{table}_{NIBBLES}", rows], [f"{output}_bytes"], f"{output}_bytes", axis=0),
+        step("Cast", ["bytes"], "pairs", to=TensorProto.FLOAT),
+        step("Div", ["pairs", f"{table}_half"], "shifted"),
+        step("Floor", ["shifted"], "upper"),
+        step("Mul", ["upper", f"{table}_half"], "above"),
+        step("Sub", ["pairs", "above"], "lower"),
+        step("Concat", ["lower", "upper"], "steps", axis=-1),
+        step("Sub", ["steps", f"{table}_zero"], "signed"),
+        step("Reshape", ["signed", f"{table}_groups"], "unscaled"),
+        *_scales_lookup(gather, table),
+        step("Mul", ["unscaled", "scales"], "grouped"),
+        helper.make_node("Reshape", [f"{output}_grouped", f"{table}_shape"], [output], f"{output}_reshaped"),
+    ]
 
 
 def widening(output: str) -> str:

@@ -1,5 +1,7 @@
 """Adam for the rows of a token table that a step has touched."""
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -16,10 +18,14 @@ class RowAdam:
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         projection: torch.Tensor | None = None,
+        rounding: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """projection: [H, H], onto the subspace that rows are moved within (narrow.py)."""
+        """projection: [H, H], onto the subspace that rows are moved within (narrow.py).
+
+        rounding: what rows are read as, where that is not what they are (nibbles.py); gradients pass it unchanged.
+        """
         self.table = table
-        self.projection = projection
+        self.projection, self.rounding = projection, rounding
         self.betas = betas
         self.eps = eps
         self.mean = torch.zeros_like(table)
@@ -29,7 +35,8 @@ class RowAdam:
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of distinct ids as a leaf that collects a gradient. ids: int64[U] -> [U, H]."""
-        return self.table[ids].detach().requires_grad_(True)
+        rows = self.table[ids].detach()
+        return (rows if self.rounding is None else self.rounding(rows)).requires_grad_(True)
 
     def step(self, ids: torch.Tensor, gradient: torch.Tensor, learning_rate: float) -> None:
         """Move the rows of distinct ids. ids: int64[U], gradient: [U, H]."""

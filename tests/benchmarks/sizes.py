@@ -58,21 +58,22 @@ LARGE = frozenset(
 
 @dataclass(frozen=True)
 class Variant:
-    """Of a model of 39.6 million bytes.   width: of a stored token vector; the layers' is 384."""
+    """width, bits: of a stored token vector and its numbers; that of the layers is 384."""
 
     tokens: int
     layers: int
     width: int
+    bits: int = 8
 
     @property
     def name(self) -> str:
-        return f"{self.tokens // 1000}k-{self.layers}-{self.width}"
+        return f"{self.tokens // 1000}k-{self.layers}-{self.width}" + ("" if self.bits == 8 else f"-{self.bits}bits")
 
     @property
     def file_bytes(self) -> int:
-        """int8 with a float16 scale for 32 values, a token's weight and its line in tokenizer.json; and the rest."""
+        """A float16 scale for 32 values; a token's weight and its line in tokenizer.json; layers in int8; the rest."""
         stored = 1 + 2 / 32
-        token = self.width * stored + 3 + 23
+        token = self.width * (self.bits / 8 + 2 / 32) + 3 + 23
         layer = 12 * LAYER_WIDTH**2 * stored
         projection = 0 if self.width == LAYER_WIDTH else self.width * LAYER_WIDTH * 4
         return round(self.tokens * token + self.layers * layer + projection + 1_350_000)
@@ -84,6 +85,7 @@ VARIANTS = (
     Variant(79_300, 2, 384),
     Variant(89_900, 6, 256),
     Variant(116_600, 6, 192),
+    Variant(111_200, 6, 384, bits=4),
 )
 
 
@@ -103,7 +105,8 @@ def short(config: TrainConfig, variant: Variant) -> TrainConfig:
     steps = {"steps": 160, "warmup_steps": 16, "average_steps": 40}
     distil = config.distil.model_copy(update=steps)
     width = None if variant.width == LAYER_WIDTH else variant.width
-    return config.model_copy(update={"warm_start": warm, "distil": distil, "table_width": width})
+    table = {"table_width": width, "table_bits": variant.bits}
+    return config.model_copy(update={"warm_start": warm, "distil": distil, **table})
 
 
 def third_of(sources: list[Source]) -> Corpus:
@@ -246,6 +249,7 @@ def make_variant(variant: Variant, data: Path, out: Path) -> dict[str, float]:
         config.distil,
         config.seed,
         config.table_width,
+        config.table_bits,
     )
     for number in range(config.distil.steps):
         trainer.step(number)
@@ -274,13 +278,14 @@ def table(found: dict[Variant, dict[str, float]]) -> str:
     """For docs/nano-ablation.md."""
     names = list(next(iter(found.values())))
     lines = [
-        f"| tokens | layers | table's width | bytes | {' | '.join(names)} |",
-        f"|{'--:|' * (4 + len(names))}",
+        f"| tokens | layers | table's width | bits | bytes | {' | '.join(names)} |",
+        f"|{'--:|' * (5 + len(names))}",
     ]
     for variant, figures in found.items():
         values = [f"{figures[name]:.1f}" if name.startswith("tokens") else f"{figures[name]:.3f}" for name in names]
         size = f"{variant.file_bytes / 1e6:.1f} million"
-        lines.append(f"| {variant.tokens:,} | {variant.layers} | {variant.width} | {size} | {' | '.join(values)} |")
+        made = f"{variant.tokens:,} | {variant.layers} | {variant.width} | {variant.bits}"
+        lines.append(f"| {made} | {size} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
