@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -111,12 +113,20 @@ def run_service(*arguments: str, stdin: str | bytes = "", **settings: object) ->
     )
 
 
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+# Linux gives outgoing connections those from 32768 on.
+PORTS = range(20_000, 32_000)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody has right now, below those that outgoing connections are given.
+
+    A server that is started a while later, or again, would else find its port taken by somebody's connection.
+    """
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
 
 
 def wait_until_ready(gateway: Gateway, status: int = 200) -> None:

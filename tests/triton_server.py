@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from gateway_process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TRITON_VENV = Path(os.environ.get("TRITON_VENV", ROOT / ".venv-triton"))
@@ -345,13 +345,9 @@ def start_triton(
 
 
 def free_ports(address: str) -> tuple[int, int, int]:
-    """Three ports of this address that nobody listens on right now."""
-    probes = [socket.socket() for _ in range(3)]
-    try:
-        for probe in probes:
-            probe.bind((address, 0))
-        first, second, third = (int(probe.getsockname()[1]) for probe in probes)
-        return first, second, third
-    finally:
-        for probe in probes:
-            probe.close()
+    """Three ports of this address that nobody has right now."""
+    found: set[int] = set()
+    while len(found) < 3:
+        found.add(free_port(address))
+    first, second, third = found
+    return first, second, third
