@@ -15,7 +15,7 @@ _KINDS = bytearray(256)
 for _signs, _kind in ((b"[{", _OPEN), (b"]}", _CLOSE), (b",", _COMMA), (b'"', _QUOTE), (b"\\", _BACKSLASH)):
     for _sign in _signs:
         _KINDS[_sign] = _kind
-_STEPS = np.zeros(6, dtype=np.int64)
+_STEPS = np.zeros(6, dtype=np.int8)
 _STEPS[[_OPEN, _CLOSE]] = 1, -1
 
 
@@ -49,9 +49,12 @@ def commas(part: bytes | bytearray, before: Place) -> tuple[NDArray[np.int64], P
         escaped = _escaped(at[kinds == _BACKSLASH], len(part), before.escaped)
         quotes &= ~escaped[at]
         escaped_next = bool(escaped[len(part)])
-    inside = (np.cumsum(quotes) + before.in_text) % 2 == 1
-    outside = ~(inside | quotes)
-    depths = before.depth + np.cumsum(np.where(outside, _STEPS[kinds], 0))
+    if before.in_text or quotes.any():
+        inside = (np.cumsum(quotes, dtype=np.int32) + before.in_text) % 2 == 1
+        outside = ~(inside | quotes)
+    else:
+        inside, outside = np.zeros(at.size, dtype=np.bool_), np.ones(at.size, dtype=np.bool_)
+    depths = before.depth + np.cumsum(_STEPS[kinds] * outside, dtype=np.int32)
     found = at[outside & (kinds == _COMMA) & (depths == 1)]
     if not at.size:
         return found, Place(before.in_text, escaped_next, before.depth, before.deepest)
