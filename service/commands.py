@@ -65,7 +65,7 @@ def serve(context: typer.Context) -> None:
     started: Started | None = context.obj
     settings = load_settings()
     listener = bind(settings.host, settings.port)
-    if started is None or settings.engine == "triton":
+    if started is None:
         from service.server import run
 
         run(settings, listener=listener)

@@ -65,7 +65,8 @@ def order(config: EngineConfig, started: Started) -> Ordered:
         _send_order(config, started.control, theirs)
     except OSError as error:
         started.process.kill()
-        started.process.wait(END_TIMEOUT_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.process.wait(END_TIMEOUT_S)
         for channel in (started.control, *(slot for found in slots.values() for slot in found)):
             channel.close()
         raise EngineLost(f"the engine's process can't be given its slots: {error}") from error
