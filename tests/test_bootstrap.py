@@ -30,7 +30,7 @@ from training.bootstrap_config import (
 from training.collection import Recipe, embed_collection
 from training.data import keep_open_sources, read_corpus, read_sources
 from training.encoder import TokenRows, chunk_by_length, distinct_ids, embed_rows
-from training.errors import StartingModelMissing
+from training.errors import BadTrainConfig, StartingModelMissing
 from training.export import export, run_of
 from training.narrow import main_directions
 from training.nibbles import rounded
@@ -287,6 +287,9 @@ def test_what_can_not_be_trained_further_is_refused_by_name(config, checkpoint, 
     save_file(weights, narrow / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StartingModelMissing, match="narrow"):
         bootstrap(further(config, narrow), DATA, tmp_path / "b", should_stop=lambda: False)
+    (narrow / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(StartingModelMissing, match="narrow can't be read"):
+        bootstrap(further(config, narrow), DATA, tmp_path / "c", should_stop=lambda: False)
 
 
 def test_a_version_whose_graph_is_damaged_is_not_trained_further(config, checkpoint, tmp_path):
@@ -307,36 +310,60 @@ def test_compiled_layers_are_trained_as_others_are(config, checkpoint, tmp_path)
     assert (embed(plain, texts) * embed(made, texts)).sum(dim=1).min() > 0.99
 
 
-def test_a_run_with_token_vectors_in_four_bits_saves_them_rounded_and_resumes_exactly(config, tmp_path):
-    nibbles = config.model_copy(update={"table_bits": 4})
-    whole = bootstrap(nibbles, DATA, tmp_path / "whole", should_stop=lambda: False)
+@pytest.mark.parametrize("form", [{"table_bits": 4}, {"table_width": 12}])
+def test_a_run_with_small_token_vectors_saves_them_so_and_resumes_exactly(form, config, tmp_path):
+    small = config.model_copy(update=form)
+    whole = bootstrap(small, DATA, tmp_path / "whole", should_stop=lambda: False)
     polls = iter([False] * (3 + TOKEN_VECTOR_STEPS + 7) + [True])
-    bootstrap(nibbles, DATA, tmp_path / "broken", should_stop=lambda: next(polls))
-    resumed = bootstrap(nibbles, DATA, tmp_path / "broken", resume=True, should_stop=lambda: False)
+    bootstrap(small, DATA, tmp_path / "broken", should_stop=lambda: next(polls))
+    resumed = bootstrap(small, DATA, tmp_path / "broken", resume=True, should_stop=lambda: False)
     assert whole is not None
     assert resumed is not None
-    table, again = (
-        load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"] for folder in (whole, resumed)
-    )
-    assert torch.equal(rounded(table), table)
+    table, again = token_vectors(whole), token_vectors(resumed)
     assert torch.equal(table, again)
+    if "table_bits" in form:
+        assert torch.equal(rounded(table), table)
+    else:
+        assert len(main_directions(table.numpy())) == 12
+
+
+def test_a_finished_model_is_made_narrow_when_that_is_wanted(config, checkpoint, tmp_path):
+    narrow = further(config, checkpoint).model_copy(update={"table_width": 12})
+    finished = bootstrap(narrow, DATA, tmp_path / "run", should_stop=lambda: False)
+    assert finished is not None
+    assert len(main_directions(token_vectors(checkpoint).numpy())) > 12
+    assert len(main_directions(token_vectors(finished).numpy())) == 12
+
+
+def token_vectors(checkpoint: Path) -> torch.Tensor:
+    return load_file(checkpoint / "model.safetensors")["embeddings.word_embeddings.weight"]
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ({"table_width": 500}, "table_width = 500 is more than the 32 of the starting model"),
+        ({"table_bits": 4}, "takes a width that 32 divides, the starting model's is 40"),
+    ],
+)
+def test_token_vectors_that_the_layers_can_not_have_are_refused_before_anything_is_written(
+    form, says, config, starting_model, tmp_path
+):
+    settings = config.model_copy(update=form)
+    if "table_bits" in form:
+        narrow = BertConfig.from_pretrained(starting_model)
+        narrow.hidden_size = 40
+        shutil.copytree(starting_model, tmp_path / "start")
+        BertModel(narrow, add_pooling_layer=False).save_pretrained(tmp_path / "start")
+        settings = settings.model_copy(update={"starting_model": str(tmp_path / "start")})
+    with pytest.raises(BadTrainConfig, match=says):
+        bootstrap(settings, DATA, tmp_path / "run", should_stop=lambda: False)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_four_bits_take_whole_token_vectors(config):
     with pytest.raises(ValueError, match="takes whole token vectors; leave out table_width"):
-        TrainConfig.model_validate({**nibbles.model_dump(), "table_width": 12})
-
-
-def test_a_run_whose_token_vectors_are_narrow_keeps_them_so_and_resumes_exactly(config, tmp_path):
-    narrow = config.model_copy(update={"table_width": 12})
-    whole = bootstrap(narrow, DATA, tmp_path / "whole", should_stop=lambda: False)
-    polls = iter([False] * (3 + TOKEN_VECTOR_STEPS + 7) + [True])
-    bootstrap(narrow, DATA, tmp_path / "broken", should_stop=lambda: next(polls))
-    resumed = bootstrap(narrow, DATA, tmp_path / "broken", resume=True, should_stop=lambda: False)
-    assert whole is not None
-    assert resumed is not None
-    table, again = (
-        load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"] for folder in (whole, resumed)
-    )
-    assert len(main_directions(table.numpy())) == 12
-    assert torch.equal(table, again)
+        TrainConfig.model_validate({**config.model_dump(), "table_bits": 4, "table_width": 12})
 
 
 @pytest.mark.parametrize("wrong", [{"begins_with": "runs/nano/latest"}, {"warm_start": None}])

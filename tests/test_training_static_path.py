@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_checkpoint import LINES, write_tiny_checkpoint
+from tiny_checkpoint import LINES, batch_of, write_tiny_checkpoint
 
 from service.engine import open_engine, vectors_of
 from service.recipe.spec import INT8_FILES, MODEL_FILE, load_spec
-from service.recipe.tokens import TokenBatch, load_tokenizer, pad
 from service.settings import EngineName
-from training.collection import Recipe, Vectors
+from training.collection import Vectors
 from training.export import Weights, export
 from training.fused_graph import fused_graph
 from training.graph_weights import read_encoder
@@ -33,12 +32,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def version(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     weights: Weights = request.param
     return export(checkpoint, name="two", model_repo=tmp_path_factory.mktemp("repo"), weights=weights).folder
-
-
-def batch_of(folder: Path) -> TokenBatch:
-    spec = load_spec(folder)
-    recipe = Recipe(load_tokenizer(folder / "tokenizer.json"), spec.prompts, spec.max_tokens, spec.pad_id)
-    return pad(recipe.rows(TEXTS, "query"), recipe.pad_id)
 
 
 def worst_cosine(found: Vectors, wanted: Vectors) -> float:
@@ -84,7 +77,7 @@ def test_a_checkpoint_without_the_file_has_layers_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_both_engines_give_the_checkpoints_vectors(version: Path, checkpoint: Path, engine: EngineName) -> None:
-    batch, spec = batch_of(version), load_spec(version)
+    batch, spec = batch_of(version, TEXTS), load_spec(version)
     wanted = torch_run(load_sentence_model(checkpoint))(batch)
     found = vectors_of(open_engine(version, spec, engine=engine, precision="fp32").run(batch), batch)
     assert worst_cosine(found, wanted) > (0.99999 if spec.weights == "float32" else 0.999)
@@ -95,7 +88,7 @@ def test_both_engines_give_the_checkpoints_vectors(version: Path, checkpoint: Pa
 
 
 def test_the_fused_and_the_plain_graph_are_the_same_function(version: Path, tmp_path: Path) -> None:
-    batch, spec = batch_of(version), load_spec(version)
+    batch, spec = batch_of(version, TEXTS), load_spec(version)
     wanted = vectors_of(open_engine(version, spec, engine="onnx", precision="fp32").run(batch), batch)
     encoder = read_encoder(onnx.load(version / MODEL_FILE))
     assert encoder.static is not None
@@ -109,7 +102,7 @@ def test_the_fused_and_the_plain_graph_are_the_same_function(version: Path, tmp_
 
 
 def test_int8_of_both_engines_keeps_the_static_path(version: Path) -> None:
-    batch, spec = batch_of(version), load_spec(version)
+    batch, spec = batch_of(version, TEXTS), load_spec(version)
     wanted = vectors_of(open_engine(version, spec, engine="onnx", precision="fp32").run(batch), batch)
     write_onnx_int8(version, spec, [batch], version / INT8_FILES["onnx"])
     write_openvino_int8(version, spec, [batch], version / INT8_FILES["openvino"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
+from service.recipe.spec import load_spec
+from service.recipe.tokens import TokenBatch, load_tokenizer, pad
 from training.checkpoint import write_sentence_transformers_files
+from training.collection import Recipe
 from training.static_path import StaticPath
 from training.two_paths import write_two_paths
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 DIMENSION = 64
+TOKEN_VECTORS = "embeddings.word_embeddings.weight"
 LINES = [
     *(f"line {number} of the book is about {thing}" for number in range(60) for thing in ("boats", "bread", "the sea")),
     "Der Leuchtturm steht am Meer und leuchtet",
@@ -73,6 +79,21 @@ def write_tiny_checkpoint(
     else:
         write_sentence_transformers_files(folder, DIMENSION)
     return folder
+
+
+def change_token_vectors(checkpoint: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    """Put other token vectors [V, H] into a checkpoint, made of its own."""
+    weights = load_file(checkpoint / "model.safetensors")
+    weights[TOKEN_VECTORS] = change(weights[TOKEN_VECTORS])
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint
+
+
+def batch_of(version: Path, texts: Sequence[str]) -> TokenBatch:
+    """Texts as a version reads queries, padded together."""
+    spec = load_spec(version)
+    recipe = Recipe(load_tokenizer(version / "tokenizer.json"), spec.prompts, spec.max_tokens, spec.pad_id)
+    return pad(recipe.rows(texts, "query"), recipe.pad_id)
 
 
 def tiny_tokenizer() -> Tokenizer:

@@ -26,11 +26,12 @@ from training.bootstrap_config import MixtureConfig, TokenVectorsConfig, TrainCo
 from training.checkpoint import describe_run, load_state, save_checkpoint, write_json
 from training.data import Corpus, Source, keep_open_sources, read_corpus, read_sources
 from training.distil import DistilState, DistilTrainer
-from training.errors import BadTrainingData, RunExists, SettingsChanged
+from training.errors import BadTrainConfig, BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
 from training.narrow import onto_subspace
+from training.nibbles import GROUP
 from training.restore import Restored, restore, restored_hashes, restored_name, restored_tokenizer
 from training.starting_model import StartingModel, load_starting_model
 from training.static_path import StaticPath, rotation_onto
@@ -80,12 +81,13 @@ def bootstrap(
     stop = should_stop or stop_on_signal()
     torch.manual_seed(config.seed)
     sources = keep_open_sources(read_sources(data, config.dev_sets))
+    start = load_starting_model(config.starting_model)
+    check_table(config, start.bert.config.hidden_size)
     check_same_run(out, run_identity(config, sources))
     corpus = read_corpus(sources, config.held_out_per_mille)
     if "en" not in corpus.languages:
         raise BadTrainingData(f"{data} has no English text, and the teacher reads English; add translations from it")
     logger.info("%d pairs, %d texts, %d languages", len(corpus.pairs), len(corpus.texts), len(corpus.languages))
-    start = load_starting_model(config.starting_model)
     made = make_tokenizer(config, corpus, start, out, stop)
     if made is None:
         return None
@@ -143,6 +145,18 @@ def run_identity(config: TrainConfig, sources: list[Source]) -> dict[str, object
     if config.begins_with is not None:
         identity["begins_with"] = restored_hashes(Path(config.begins_with))
     return identity
+
+
+def check_table(config: TrainConfig, layers_width: int) -> None:
+    """Raises BadTrainConfig where token vectors of the layers' width can't be stored as the settings want."""
+    if config.table_width is not None and config.table_width > layers_width:
+        raise BadTrainConfig(
+            f"table_width = {config.table_width} is more than the {layers_width} of the starting model"
+        )
+    if config.table_bits == 4 and layers_width % GROUP:
+        raise BadTrainConfig(
+            f"table_bits = 4 takes a width that {GROUP} divides, the starting model's is {layers_width}; leave it out"
+        )
 
 
 def check_same_run(out: Path, identity: dict[str, object]) -> None:
@@ -226,6 +240,9 @@ def begin(
     if config.begins_with is not None:
         found = restore(Path(config.begins_with), material.start)
         found.static.share.fill_(share)
+        if config.table_width is not None:
+            table = found.bert.embeddings.word_embeddings.weight
+            table.copy_(table @ onto_subspace(table, config.table_width))
         return found
     made = make_token_vectors(config, material, teacher, out / TOKEN_VECTORS_FILE, should_stop)
     return None if made is None else Restored(graft_encoder(made[0], material.start), made[1])

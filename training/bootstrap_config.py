@@ -133,7 +133,7 @@ class TrainConfig(Section):
     # Similarity sets among the evaluation files, of whose development part the translations are read (not the scores).
     dev_sets: list[str] = Field(default_factory=list)
     # Token vectors fill so many dimensions of the layers' (narrow.py), and an exported version stores so many numbers
-    # for each; None: all of them.
+    # for each; None: all of them. A multiple of 32 is stored most exactly.
     table_width: int | None = Field(default=None, gt=0)
     # Token vectors in four bits are rounded while the layers are trained (nibbles.py), and stored without a loss.
     table_bits: Literal[8, 4] = 8

@@ -113,7 +113,7 @@ def _store_table(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> Lookup:
     whole = numpy_helper.to_array(tensor)
     if (nibbles := packed(whole)) is not None:
         pairs, scales = nibbles
-        shapes = {"shape": [0, 0, whole.shape[1]], "groups": [0, 0, *scales.shape[1:2], GROUP]}
+        shapes = {"shape": [0, 0, whole.shape[1]], "groups": [0, 0, scales.shape[1], GROUP]}
         parts: dict[str, np.ndarray] = {NIBBLES: pairs, "scales": scales}
         constants = {"half": np.float32(16), "zero": np.float32(LARGEST + 1)}
         parts |= {name: np.array(sides, dtype=np.int64) for name, sides in shapes.items()}
@@ -188,21 +188,21 @@ def _nibbles_lookup(gather: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
     rows, output = gather.input[1], gather.output[0]
 
     def step(kind: str, inputs: list[str], made: str, **attributes: object) -> onnx.NodeProto:
-        names = [name if name.startswith(table) else f"{output}_{name}" for name in inputs]
-        return helper.make_node(kind, names, [f"{output}_{made}"], f"{output}_{made}", **attributes)
+        return helper.make_node(kind, inputs, [f"{output}_{made}"], f"{output}_{made}", **attributes)
 
+    pairs, upper, lower = f"{output}_pairs", f"{output}_upper", f"{output}_lower"
     return [
-        helper.make_node("Gather", [f"{table}_{NIBBLES}", rows], [f"{output}_bytes"], f"{output}_bytes", axis=0),
-        step("Cast", ["bytes"], "pairs", to=TensorProto.FLOAT),
-        step("Div", ["pairs", f"{table}_half"], "shifted"),
-        step("Floor", ["shifted"], "upper"),
-        step("Mul", ["upper", f"{table}_half"], "above"),
-        step("Sub", ["pairs", "above"], "lower"),
-        step("Concat", ["lower", "upper"], "steps", axis=-1),
-        step("Sub", ["steps", f"{table}_zero"], "signed"),
-        step("Reshape", ["signed", f"{table}_groups"], "unscaled"),
+        step("Gather", [f"{table}_{NIBBLES}", rows], "bytes", axis=0),
+        step("Cast", [f"{output}_bytes"], "pairs", to=TensorProto.FLOAT),
+        step("Div", [pairs, f"{table}_half"], "shifted"),
+        step("Floor", [f"{output}_shifted"], "upper"),
+        step("Mul", [upper, f"{table}_half"], "above"),
+        step("Sub", [pairs, f"{output}_above"], "lower"),
+        step("Concat", [lower, upper], "steps", axis=-1),
+        step("Sub", [f"{output}_steps", f"{table}_zero"], "signed"),
+        step("Reshape", [f"{output}_signed", f"{table}_groups"], "unscaled"),
         *_scales_lookup(gather, table),
-        step("Mul", ["unscaled", "scales"], "grouped"),
+        step("Mul", [f"{output}_unscaled", f"{output}_scales"], "grouped"),
         helper.make_node("Reshape", [f"{output}_grouped", f"{table}_shape"], [output], f"{output}_reshaped"),
     ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import BertModel
@@ -69,9 +70,12 @@ def restore(folder: Path, start: StartingModel) -> Restored:
     """
     path = model_files(folder)[0]
     if path.name == WEIGHTS_FILE:
-        static = load_static_path(folder)
+        try:
+            weights, static = load_file(path), load_static_path(folder)
+        except SafetensorError as error:
+            raise StartingModelMissing(f"{folder} can't be read: {error}; take another checkpoint") from error
         assert static is not None
-        return Restored(_with_weights(start, load_file(path), path), static)
+        return Restored(_with_weights(start, weights, path), static)
     load_spec(folder)
     try:
         encoder = read_encoder(onnx.load(path))
@@ -80,8 +84,8 @@ def restore(folder: Path, start: StartingModel) -> Restored:
     if encoder.static is None:
         raise StartingModelMissing(f"{path} has layers alone; begins_with must name a model of two paths")
     parts = encoder.static
-    weights, middle, matrix = (torch.from_numpy(part) for part in (parts.weights, parts.middle, parts.matrix))
-    static = StaticPath(weights, middle, matrix, torch.tensor(parts.share))
+    of_tokens, middle, matrix = (torch.from_numpy(part) for part in (parts.weights, parts.middle, parts.matrix))
+    static = StaticPath(of_tokens, middle, matrix, torch.tensor(parts.share))
     return Restored(_with_weights(start, weights_of(encoder), path), static)
 
 
