@@ -120,10 +120,10 @@ class TritonClient:
         try:
             return np.concatenate(await asyncio.gather(*calls))
         finally:
-            for call in calls:
-                call.cancel()
-            # An error's traceback holds this frame, and a call its error: a ring that the collector would have to find.
-            calls.clear()
+            # An error's traceback holds this frame, and a call its error: a ring that the collector would have to find,
+            # were a call still named here.
+            while calls:
+                calls.pop().cancel()
 
     async def close(self) -> None:
         """Close the channel."""

@@ -26,11 +26,13 @@ ROW = np.ones(8, dtype=np.int32)
 class LittleTriton(protocol.GRPCInferenceServiceServicer):
     """answer: ok, nan, shape, bytes, full, expired, memory, or wrong.   silent: no call gets an answer.
 
-    delay_s: of every batch.   sizes: of the batches it was asked for.   rows_max: its max_batch_size.
+    delay_s: of every batch.   row_delay_s: of every row, beside that.   sizes: of the batches it was asked for.
+    rows_max: its max_batch_size.
     """
 
     def __init__(self) -> None:
         self.answer, self.delay_s, self.rows_max, self.silent = "ok", 0.0, 256, False
+        self.row_delay_s = 0.0
         self.sizes: list[int] = []
         self.address = ""
 
@@ -47,7 +49,7 @@ class LittleTriton(protocol.GRPCInferenceServiceServicer):
         await self._silence()
         rows = request.inputs[0].shape[0]
         self.sizes.append(rows)
-        await asyncio.sleep(self.delay_s)
+        await asyncio.sleep(self.delay_s + self.row_delay_s * rows)
         refusals = {
             "full": (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"),
             "expired": (grpc.StatusCode.UNAVAILABLE, "Request timeout expired"),

@@ -147,7 +147,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(gateway: Gateway) -> None:
 
 def test_requests_that_outlast_the_shutdown_get_an_answer() -> None:
     with start_gateway(drain_s=0, shutdown_s=0.5) as gateway, ThreadPoolExecutor(1) as threads:
-        pending = threads.submit(send, gateway, bulk(2000))
+        pending = threads.submit(send, gateway, bulk(2000, words=30))
         assert eventually(lambda: queued_tokens(gateway) > 0)
         gateway.process.send_signal(signal.SIGTERM)
         answer = pending.result()
@@ -185,9 +185,10 @@ def test_clients_that_leave_empty_the_queue_and_the_others_are_served(gateway: G
     counter = series("me5_rejected_requests_total", reason="abandoned")
     before = scrape(client)[counter]
     leaving = [socket.create_connection((host, int(port))) for _ in range(100)]
-    # Long enough to be seen waiting between two scrapes on any machine.
-    with in_background(gateway, [bulk(2000)]) as (long_one,):
-        assert eventually(lambda: total(scrape(client), "me5_queue_requests") >= 1)
+    # A second of work and more on any machine: even where a scrape has to wait, the next one finds it.
+    with in_background(gateway, [bulk(2000, words=30)]) as (long_one,):
+        assert eventually(lambda: long_one.done() or total(scrape(client), "me5_queue_requests") >= 1)
+        assert not long_one.done(), long_one.result().text[:500]
         for connection in leaving:
             connection.sendall(head + body)
         assert eventually(lambda: total(scrape(client), "me5_queue_requests") > 20)

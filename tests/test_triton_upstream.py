@@ -225,9 +225,12 @@ def test_a_pool_can_be_closed_while_it_proves() -> None:
     tell(story)
 
 
-def test_refused_batches_leave_no_rings_for_the_collector() -> None:
+@pytest.mark.parametrize(
+    "row_delay_s", [0.0, 1e-4], ids=["any part fails first", "the last, smallest part fails first"]
+)
+def test_refused_batches_leave_no_rings_for_the_collector(row_delay_s: float) -> None:
     async def story(tritons: list[LittleTriton], _: TritonPool, host: TritonHost) -> None:
-        tritons[0].answer = "full"
+        tritons[0].answer, tritons[0].row_delay_s = "full", row_delay_s
 
         async def refused(rows: int) -> None:
             with pytest.raises(Overloaded):
