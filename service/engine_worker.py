@@ -95,8 +95,8 @@ def main(arguments: list[str], open_both: Open = open_engines) -> None:
     _end_with_the_parent()
     _offer_to_the_oom_killer()
     control = socket.socket(fileno=int(arguments[0]))
-    # Of a gateway that has gone nothing is opened, and nobody is told.
-    with contextlib.suppress(BrokenPipeError):
+    # Of a gateway that has gone nothing is opened, and nobody is told; it may go without reading what it was told.
+    with contextlib.suppress(ConnectionError):
         _serve(control, open_both)
     # A thread may sit in an engine's code for ever; nobody waits for it.
     os._exit(0)
