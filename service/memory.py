@@ -80,11 +80,13 @@ def predicted_peak(
     """The peak on a CPU. vocabulary: the tokenizer's entries.   graph_bytes: of the graph's file, as it is stored."""
     table = 4 * vocabulary * spec.dimension
     stored_in_bytes = spec.weights == "int8" or config.precision == "int8"
-    # Stored in int8 the table has a scale for every 32 values of a row.
-    matrices = 4 * (graph_bytes - table * 9 // 32) if stored_in_bytes else graph_bytes - table
+    # With a float16 scale for every 32 values of a row. ONNX Runtime's int8 graph has no table in four bits.
+    in_four_bits = spec.table_bits == 4 and (config.precision, config.engine) != ("int8", "onnx")
+    stored = table * (9 if in_four_bits else 17) // 64
+    matrices = 4 * (graph_bytes - stored) if stored_in_bytes else graph_bytes - table
     if config.precision == "int8" or (stored_in_bytes and config.engine == "openvino"):
         # Not widened: they are multiplied as they are stored.
-        table, matrices = table * 9 // 32, max(matrices, 0) // 4
+        table, matrices = stored, max(matrices, 0) // 4
     heads, longest = spec.dimension // 32, spec.max_tokens
     batch = 4 * longest * (5 * heads * longest // 2 + 12 * spec.dimension)
     engine = (

@@ -129,6 +129,13 @@ def test_a_version_holds_its_files_and_says_what_it_was_trained_with(version: Ve
     assert str(version.checkpoint.parent) not in (version.folder / "spec.json").read_text(encoding="utf-8")
 
 
+def test_a_version_names_no_file_of_the_machine_that_exports(version: Version) -> None:
+    graph = (version.folder / "model.onnx").read_bytes()
+    for folder in (Path(__file__).parent.parent, Path(onnx.__file__).parent.parent):
+        assert str(folder).encode() not in graph
+    assert b"stack_trace" not in graph
+
+
 def test_a_new_model_gets_tritons_config(version: Version) -> None:
     config = version.folder.parent / "config.pbtxt"
     assert config.read_text(encoding="utf-8") == render(load_spec(version.folder))

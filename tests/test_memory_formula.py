@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from faulty_engine import SHIPPED
@@ -15,7 +16,7 @@ from service.memory import MIB, check_memory, memory_limit, predicted_peak
 from service.recipe.spec import load_spec
 from service.settings import Settings, load_settings
 
-SPEC = replace(load_spec(SHIPPED, verify=False), weights="float32")
+SPEC = replace(load_spec(SHIPPED, verify=False), weights="float32", table_bits=None)
 CONFIG = EngineConfig(str(SHIPPED), "onnx", "fp32", "cpu", 2, 2)
 
 
@@ -30,6 +31,19 @@ def test_every_setting_that_bounds_memory_is_in_the_formula() -> None:
     assert peak(config=replace(CONFIG, streams=1)) < peak()
     assert peak(config=replace(CONFIG, precision="int8"), graph_mib=50) < peak()
     assert peak(graph_mib=400) > peak()
+
+
+def test_a_table_in_four_bits_leaves_the_rest_of_the_file_to_the_matrices() -> None:
+    config, values = replace(CONFIG, engine="openvino", precision="bf16"), 111_200 * SPEC.dimension
+
+    def engine(graph_bytes: int, bits: Literal[4] | None) -> int:
+        spec = replace(SPEC, weights="int8", table_bits=bits)
+        return predicted_peak(load_settings({}), spec, config, vocabulary=111_200, graph_bytes=graph_bytes).engine
+
+    eight, four, matrices = values * 17 // 16, values * 9 // 16, 40 * MIB
+    # Two copies of the table, and five of the matrices either way.
+    assert engine(eight + matrices, None) - engine(four + matrices, 4) == pytest.approx(2 * (eight - four), abs=100)
+    assert engine(four + 2 * matrices, 4) - engine(four + matrices, 4) == pytest.approx(5 * matrices, abs=100)
 
 
 def test_a_machine_with_less_is_refused_with_the_remedy() -> None:

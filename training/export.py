@@ -32,7 +32,7 @@ from training.golden_texts import golden_texts
 from training.int8 import Int8Method, Int8Result, add_int8
 from training.model_card import WEIGHTS_FILE, keep_facts, write_version_card
 from training.parity import Parity, rank_agreement
-from training.quantize import quantize_weights
+from training.quantize import NIBBLES, quantize_weights
 from training.sentence_folder import SentenceFolder, read_sentence_folder
 from training.sentence_model import SentenceModel, load_sentence_model, torch_run
 from training.tracing import EXTERNAL_ABOVE_BYTES, trace
@@ -125,10 +125,10 @@ def export(
     recipe = Recipe(load_tokenizer(checkpoint / TOKENIZER_FILE), folder.prompts, folder.max_tokens, folder.pad_id)
     golden = prove_with(torch_run(model), recipe, bounds(weights))
     with unfinished_version(target) as staging:
-        write_graph(model, folder, staging / MODEL_FILE, weights)
+        table_bits = write_graph(model, folder, staging / MODEL_FILE, weights)
         shutil.copyfile(checkpoint / TOKENIZER_FILE, staging / TOKENIZER_FILE)
         save_golden(staging / GOLDEN_FILE, golden)
-        spec = save_spec(staging, describe_version(folder, name, weights))
+        spec = save_spec(staging, describe_version(folder, name, weights, table_bits))
         proof = compare(run_of(staging, spec), recipe, golden)
         check(proof, golden.bounds["fp32"], RANK_AGREEMENT[weights])
         parities: list[Parity] = []
@@ -160,7 +160,7 @@ def prove_with(run: Run, recipe: Recipe, allowed: dict[str, float]) -> Golden:
     return Golden("torch", allowed, tuple(items))
 
 
-def describe_version(folder: SentenceFolder, name: str, weights: Weights) -> ModelSpec:
+def describe_version(folder: SentenceFolder, name: str, weights: Weights, table_bits: Literal[4] | None) -> ModelSpec:
     """The spec of a version; its weights are named by their hash, since a path means nothing elsewhere."""
     sha256 = file_sha256(folder.path / "model.safetensors")
     return ModelSpec(
@@ -174,6 +174,7 @@ def describe_version(folder: SentenceFolder, name: str, weights: Weights) -> Mod
         output="sentence_embedding",
         raw_output="sentence_mean",
         weights=weights,
+        table_bits=table_bits,
     )
 
 
@@ -183,19 +184,25 @@ def write_graph(
     path: Path,
     weights: Weights,
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
-) -> None:
-    """Trace the model and write it; above external_above_bytes of weights into two files."""
+) -> Literal[4] | None:
+    """Trace the model and write it; above external_above_bytes of weights into two files.
+
+    Returns the bits of a token vector's number, where those are stored otherwise than all weights.
+    """
     parameters_bytes = sum(values.numel() * values.element_size() for values in model.parameters())
+    in_four_bits = False
     traced = path.with_name("traced.onnx") if weights == "int8" else path
     trace(model, folder.pad_id, traced, external=parameters_bytes > external_above_bytes)
     if weights == "int8":
         graph = onnx.load(traced)
         quantize_weights(graph)
+        in_four_bits = any(tensor.name.endswith(NIBBLES) for tensor in graph.graph.initializer)
         for leftover in path.parent.glob("traced.onnx*"):
             leftover.unlink()
         external = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > external_above_bytes
         onnx.save(graph, path, save_as_external_data=external, location=f"{path.name}.data")
     onnx.checker.check_model(str(path))
+    return 4 if in_four_bits else None
 
 
 def run_of(folder: Path, spec: ModelSpec) -> Run:

@@ -1,7 +1,7 @@
 """Weights stored as int8, computed as float32: a pass over the ONNX graph that makes the file four times smaller.
 
-Symmetric, -127 to 127. Activations are not touched, so nothing has to be calibrated and no language is treated worse
-than another by a calibration text.
+A table that was trained in four bits is stored in four. Symmetric, -127 to 127. Activations are not touched, so nothing
+has to be calibrated and no language is treated worse than another by a calibration text.
 
     table    Gather(float)       →  Gather(int8) → Cast → Mul(Cast(Gather(scales))) → Reshape     stays int8 in memory
     narrow   Gather(float)       →  the same of fewer columns → MatMul(directions)            where they fill fewer

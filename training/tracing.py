@@ -36,19 +36,30 @@ def trace(model: SentenceModel, pad_id: int, path: Path, *, external: bool, opse
     ids[0, :] = ids[1, :5] = 0
     axes = {0: "batch", 1: "sequence"}
     with quiet_exporter():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model.eval(),
             (ids, (ids != pad_id).long()),
-            path,
             dynamo=True,
             opset_version=opset,
-            external_data=external,
             input_names=["input_ids", "attention_mask"],
             # "embedding" as an output's name collides with a node's and makes an invalid file.
             output_names=["sentence_embedding", "sentence_mean"],
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             verbose=False,
         )
+    assert program is not None
+    _forget_origin(program)
+    program.save(path, external_data=external)
+
+
+def _forget_origin(program: torch.onnx.ONNXProgram) -> None:
+    """Take out the exporter's notes on every node: stack traces, which name files of the machine that exports."""
+    graph = program.model.graph
+    graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def in_float16(model: SentenceModel) -> SentenceModel:

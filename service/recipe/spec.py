@@ -42,8 +42,9 @@ class ModelSpec:
     source: where the weights come from, for people.   pooling: "graph" where the graph gives vectors [B, D], "mean"
     where it gives token states [B, T, H] that the gateway pools.   dimension: D.   max_tokens: longest input, prompt
     and special tokens counted.   inputs, output: the graph's tensor names.   raw_output: the name of the mean before
-    it is scaled to length one, where a pooling graph gives that too.   weights: how they are stored.
-    files: the SHA-256 of each file of the version.
+    it is scaled to length one, where a pooling graph gives that too.   weights: how they are stored.   table_bits: of a
+    token vector's number in model.onnx, where those are stored otherwise.   files: the SHA-256 of each file of the
+    version.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelSpec:
     output: str = "sentence_embedding"
     raw_output: str | None = None
     weights: Literal["float32", "int8"] = "float32"
+    table_bits: Literal[4] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
