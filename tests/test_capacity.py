@@ -155,6 +155,7 @@ MEASURED = {
     "measured": "2026-01-01",
     "rounds": 3,
     "machine": {"cores": 2, "cpu": "a CPU", "features": ["AVX2"]},
+    "vocabulary": 111_200,
     "replicas": [
         {
             "model": "me5_small",

@@ -93,7 +93,7 @@ def test_a_question_in_chinese_finds_its_passage_in_german(
     by_language: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     found = (by_language["zh"][0] @ by_language["de"][1].T).argmax(axis=1)
-    # A model of two layers: five of six, and one by chance.
+    # Five of six, and one by chance.
     assert (found == np.arange(len(TOPICS))).sum() >= 5
 
 
@@ -133,8 +133,8 @@ def test_the_shipped_model_reaches_its_published_figures() -> None:
     result = evaluate(open_model(SHIPPED).system, DATA, choose_sets([], quick=True), PROTOCOLS["paper"])
     scores = {name: measures_of(scored) for name, scored in result.scored.items()}
     found = summary(scores)
-    assert found["flores-core"]["accuracy"] >= 0.85
-    assert found["xquad"]["ndcg@10"] >= 0.75
+    assert found["flores-core"]["accuracy"] >= 0.93
+    assert found["xquad"]["ndcg@10"] >= 0.78
     similar = scores["stsb"]
-    assert similar["en"]["spearman"] >= 0.72
-    assert np.mean([value["spearman"] for name, value in similar.items() if name != "en"]) >= 0.63
+    assert similar["en"]["spearman"] >= 0.79
+    assert np.mean([value["spearman"] for name, value in similar.items() if name != "en"]) >= 0.68

@@ -39,7 +39,7 @@ def test_an_unknown_key_is_refused_by_its_full_name(tmp_path):
 
 def test_a_value_out_of_bounds_is_refused_by_its_full_name(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text(NANO.read_text(encoding="utf-8").replace("vocab_size = 60000", "vocab_size = 0"), encoding="utf-8")
+    path.write_text(NANO.read_text(encoding="utf-8").replace("vocab_size = 116600", "vocab_size = 0"), encoding="utf-8")
     with pytest.raises(BadTrainConfig, match="tokenizer.vocab_size"):
         load_config(path)
 

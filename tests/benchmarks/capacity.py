@@ -36,6 +36,7 @@ from shared_model import TOKENIZER
 from steps import Bench, generate
 
 from service.pull import pull
+from service.recipe.tokens import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
@@ -159,7 +160,13 @@ def measure(args: argparse.Namespace) -> Json:
                 (other["engine"], other["precision"]) for other in rows if other["model"] == row["model"]
             ]:
                 rows.append(row)
-    return {"measured": datetime.date.today().isoformat(), "machine": about, "rounds": args.rounds, "replicas": rows}
+    return {
+        "measured": datetime.date.today().isoformat(),
+        "machine": about,
+        "vocabulary": load_tokenizer(TOKENIZER).get_vocab_size(),
+        "rounds": args.rounds,
+        "replicas": rows,
+    }
 
 
 def print_plan(args: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def render_measured(measured: Json) -> str:
         f"Measured on {measured['measured']}: one replica on {about['cores']} cores ({about['cpu']}; "
         f"{', '.join(about['features'])}), the load generator on the same cores, medians of "
         f"{measured['rounds']} rounds. "
-        "Random weights of the published shapes, with a vocabulary of 60,000.",
+        f"Random weights of the published shapes, with a vocabulary of {measured['vocabulary']:,}.",
         "",
         "| model | engine | tokens/s a replica: passages | queries | tokens a second of CPU time: passages | queries "
         "| texts/s: passages | queries | memory MiB: idle | loaded | at most by settings | ready after s: first "

@@ -4,8 +4,8 @@
                               Transformers load
     folder/model_repo/        the same weights by `service pull`, and a version with int8 graphs where that worked
 
-What a model computes costs the same whatever its weights say. The vocabulary is that of the shipped tokenizer, 60,000
-in place of 250,037: a smaller table to look rows up in, nothing else.
+What a model computes costs the same whatever its weights say. The vocabulary is that of the shipped tokenizer, not the
+250,037 tokens of mE5: a smaller table to look rows up in, nothing else.
 """
 
 from __future__ import annotations
