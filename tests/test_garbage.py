@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -36,6 +38,15 @@ def test_python_collects_again_once_the_loop_has_ended() -> None:
 
     asyncio.run(story())
     assert gc.isenabled()
+
+
+def test_serve_reads_its_modules_without_the_collector() -> None:
+    program = (
+        "import gc, sys, service.commands as commands; from service.__main__ import main; "
+        "sys.argv[1:] = ['serve']; commands.app = lambda obj: print(gc.isenabled()); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"
 
 
 def test_what_lies_in_a_ring_is_found_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
