@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from faulty_engine import SHIPPED
 from gateway_process import MODEL_REPO, Gateway, start_gateway, wait_until_ready
@@ -342,10 +343,8 @@ def test_a_gateway_waits_for_a_triton_that_is_not_there_yet_and_for_one_with_the
     shutil.copytree(MODEL_REPO / MODEL, repository / MODEL)
     graph = repository / MODEL / SHIPPED.name / "model.onnx"
     right = graph.read_bytes()
-    wrong = bytearray(right)
-    # Some of the weights, which are most of the file.
-    wrong[len(wrong) // 2 : len(wrong) // 2 + 4_000_000] = bytes(4_000_000)
-    graph.write_bytes(bytes(wrong))
+    weights = max((tensor.raw_data for tensor in onnx.load(graph).graph.initializer), key=len)
+    graph.write_bytes(right.replace(weights, bytes(len(weights))))
     with start_triton(repository, model=MODEL) as server:
         server.kill()
         with start_gateway(engine="triton", triton_urls=server.grpc_url, status=503) as waiting:
