@@ -89,6 +89,12 @@ def test_the_version_is_whole_and_at_most_forty_megabytes() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 40_000_000
 
 
+def test_its_graph_names_no_file_of_the_machine_that_exported_it() -> None:
+    graph = (SHIPPED / "model.onnx").read_bytes()
+    assert b"stack_trace" not in graph
+    assert b"site-packages" not in graph
+
+
 def test_a_question_in_chinese_finds_its_passage_in_german(
     by_language: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
