@@ -63,7 +63,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """vectors: float32[N, D]; or token states float32[tokens, D], one input's after another's.
+    """vectors: float32[N, D]; or token states float32[tokens, H], one input's after another's.
 
     tokens: per input, as the model read it.   truncated: indices of inputs that were cut.   brought: indices of texts
     that came with their prompt.   queue_s and engine_s are means over the inputs.

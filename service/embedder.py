@@ -247,15 +247,17 @@ class Embedder:
         self._admit(ask, lane, total)
         starts = None if ask.hold_states is None else np.cumsum([0, *(len(item.ids) for item in tokens[:-1])])
         rows = len(tokens) if starts is None else total
+        spec = self.model.spec
+        width = spec.dimension if ask.hold_states is None else spec.states_dimension
         if ask.hold_states is not None:
-            ask.hold_states(rows * self.model.spec.dimension * 4)
+            ask.hold_states(rows * width * 4)
         job = Job(
             lane=lane,
             client=ask.client,
             tokens=total,
             deadline=started + (ask.timeout_s or self._default_timeout_s(total)),
             unit=ask.normalize,
-            vectors=np.empty((rows, self.model.spec.dimension), dtype=np.float32),
+            vectors=np.empty((rows, width), dtype=np.float32),
             done=asyncio.get_running_loop().create_future(),
             remaining=len(tokens),
             trace=ask.trace,

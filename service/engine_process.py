@@ -148,7 +148,7 @@ class EngineProcess:
         traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """As EngineHost says. A batch that runs is not stopped for its deadline."""
-        return await self._ask(rows, lane, (UNIT if unit else 0) | (WIDE if wide else 0), len(rows))
+        return await self._ask(rows, lane, (UNIT if unit else 0) | (WIDE if wide else 0), len(rows), self._dimension)
 
     async def states(
         self,
@@ -162,14 +162,14 @@ class EngineProcess:
         return await self._ask(rows, lane, STATES, sum(map(len, rows)))
 
     async def _ask(
-        self, rows: Sequence[NDArray[np.int32]], lane: Lane, flags: int, expected: int
+        self, rows: Sequence[NDArray[np.int32]], lane: Lane, flags: int, expected: int, dimension: int | None = None
     ) -> NDArray[np.float32]:
-        """The engine's answer to a batch: `expected` rows of numbers."""
+        """The engine's answer to a batch: `expected` rows of numbers.   dimension: of each, None for what comes."""
         loop = asyncio.get_running_loop()
         slot = self._free[lane].pop()
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
         frame = b"".join(
-            (REQUEST.pack(flags, len(rows), self._dimension), lengths.tobytes(), np.concatenate(rows).tobytes())
+            (REQUEST.pack(flags, len(rows), dimension or 0), lengths.tobytes(), np.concatenate(rows).tobytes())
         )
         try:
             await loop.sock_sendall(slot, frame)
@@ -178,7 +178,7 @@ class EngineProcess:
                 words = await self._receive(slot, min(count, ERROR_BYTES_MAX))
                 self._free[lane].append(slot)
                 raise EngineFailed(words.decode("utf-8", "replace"))
-            if (count, width) != (expected, self._dimension):
+            if count != expected or width != (dimension or width):
                 raise EngineLost(f"the engine's process answered {count} × {width}, not {expected} rows")
             vectors = np.empty((count, width), dtype=np.float32)
             await self._receive_into(slot, vectors.data.cast("B"))

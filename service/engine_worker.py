@@ -6,7 +6,7 @@ that reads a batch, computes it and writes its vectors.
 
 A batch:   REQUEST (flags, rows, dimension), int32 lengths[rows], int32 ids, one row after another.
 An answer: ANSWER (failed, rows or bytes, dimension), float32[rows, dimension], or the error's words in UTF-8. With the
-           flag STATES the rows are those of the tokens, one text's after another's.
+           flag STATES the rows are those of the tokens, one text's after another's, and as wide as the layers are.
 All in the machine's own byte order: both ends are one program on one machine.
 """
 
@@ -181,6 +181,7 @@ def _serve_slot(channel: socket.socket, served: _Served) -> None:
             if flags & STATES:
                 rows = batch.tokens
                 vectors = engine.states(batch)[batch.mask.astype(bool)]
+                dimension = vectors.shape[1]
             else:
                 vectors = vectors_of(engine.run(batch, unit=unit), batch, unit=unit)
             if vectors.shape != (rows, dimension):

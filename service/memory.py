@@ -64,7 +64,7 @@ def check_remote_memory(
 ) -> Predicted:
     """The peak of a gateway whose engine is elsewhere. Raises SettingsError where the machine has less than that."""
     # Of a graph that does not pool, every token's state comes back, and is there twice while it is pooled.
-    batch = 0 if spec.pooling == "graph" else 2 * 4 * limits.max_tokens * spec.dimension
+    batch = 0 if spec.pooling == "graph" else 2 * 4 * limits.max_tokens * spec.states_dimension
     found = Predicted(gateway_bytes(settings, spec, vocabulary=vocabulary) + (limits.streams + 1) * batch, 0)
     if limit_bytes is not None and found.total > limit_bytes:
         raise SettingsError(
@@ -78,7 +78,7 @@ def predicted_peak(
     settings: Settings, spec: ModelSpec, config: EngineConfig, *, vocabulary: int, graph_bytes: int
 ) -> Predicted:
     """The peak on a CPU. vocabulary: the tokenizer's entries.   graph_bytes: of the graph's file, as it is stored."""
-    table = 4 * vocabulary * spec.dimension
+    table = 4 * vocabulary * spec.states_dimension
     stored_in_bytes = spec.weights == "int8" or config.precision == "int8"
     # With a float16 scale for every 32 values of a row. ONNX Runtime's int8 graph has no table in four bits.
     in_four_bits = spec.table_bits == 4 and (config.precision, config.engine) != ("int8", "onnx")
@@ -87,8 +87,8 @@ def predicted_peak(
     if config.precision == "int8" or (stored_in_bytes and config.engine == "openvino"):
         # Not widened: they are multiplied as they are stored.
         table, matrices = stored, max(matrices, 0) // 4
-    heads, longest = spec.dimension // 32, spec.max_tokens
-    batch = 4 * longest * (5 * heads * longest // 2 + 12 * spec.dimension)
+    heads, longest = spec.states_dimension // 32, spec.max_tokens
+    batch = 4 * longest * (5 * heads * longest // 2 + 12 * spec.states_dimension)
     engine = (
         ENGINE_BYTES[config.engine]
         + TABLE_COPIES[config.engine] * table

@@ -32,6 +32,7 @@ from training.data import keep_open_sources, read_corpus, read_sources
 from training.encoder import TokenRows, chunk_by_length, distinct_ids, embed_rows
 from training.errors import BadTrainConfig, StartingModelMissing
 from training.export import export, run_of
+from training.lexical_path import LexicalPath, load_lexical_path
 from training.narrow import main_directions
 from training.nibbles import rounded
 from training.sentence_folder import STATIC_FILE
@@ -40,6 +41,7 @@ from training.static_path import load_static_path
 DATA = Path(__file__).parent / "data"
 # Forty are too few to tell: after them one processor finds half of the translations, another three quarters.
 STEPS = 60
+LEXICAL_WIDTH = 48
 TOKEN_VECTOR_STEPS = 10
 
 
@@ -96,6 +98,7 @@ def config(starting_model) -> TrainConfig:
             chunk_tokens=256,
             learning_rate=1e-3,
             token_learning_rate=5e-3,
+            lexical_width=LEXICAL_WIDTH,
             save_every_steps=15,
             log_every_steps=4,
         ),
@@ -110,16 +113,20 @@ def checkpoint(config, tmp_path_factory) -> Path:
 
 
 def embed(folder: Path, texts: list[str]) -> torch.Tensor:
-    """Both paths as the training computes them, put together."""
+    """All paths as the training computes them, put together."""
     tokenizer, static = load_tokenizer(folder / "tokenizer.json"), load_static_path(folder)
+    lexical = load_lexical_path(folder)
     assert static is not None
+    assert lexical is not None
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
     prompted = [format_text(text, E5_PROMPTS, "query") for text in texts]
     rows = [tokens.ids for tokens in tokenize(tokenizer, prompted, 512)]
     ids = distinct_ids(rows)
     table = TokenRows(ids, bert.embeddings.word_embeddings.weight[ids])
     with torch.no_grad():
-        return l2_normalize(static.beside(embed_rows(bert, rows, table, 256), static.of_rows(rows, ids, table.vectors)))
+        meaning = static.beside(embed_rows(bert, rows, table, 256), static.of_rows(rows, ids, table.vectors))
+        known = [lexical(torch.from_numpy(np.array([row])), torch.ones(1, len(row), dtype=torch.int64)) for row in rows]
+        return l2_normalize(LexicalPath.behind(meaning, torch.cat(known)))
 
 
 def test_a_translation_is_found_among_the_other_sentences_after_training(checkpoint):
@@ -172,7 +179,7 @@ def test_sentence_transformers_gives_the_vectors_of_both_paths(checkpoint, tmp_p
     torch.testing.assert_close(again.encode(texts, prompt_name="query", convert_to_tensor=True).cpu(), theirs.cpu())
 
 
-def test_a_checkpoint_of_two_paths_is_exported_with_both_and_no_stage_begins_with_it(checkpoint, tmp_path):
+def test_a_checkpoint_of_three_paths_is_exported_with_all_and_no_stage_begins_with_it(checkpoint, tmp_path):
     texts = ["The cat sleeps in the garden.", "犬は駅で歌っています。", "Le chien chante."]
     done = export(checkpoint, name="two", model_repo=tmp_path)
     spec = load_spec(done.folder)
@@ -183,10 +190,18 @@ def test_a_checkpoint_of_two_paths_is_exported_with_both_and_no_stage_begins_wit
         load_backbone(str(checkpoint), "", torch.device("cpu"), freeze_positions=True)
 
 
-def test_the_card_says_that_there_are_two_paths_and_how_to_load_them(checkpoint):
+def test_the_card_says_that_there_are_three_paths_and_how_to_load_them(checkpoint):
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
     assert "trust_remote_code=True" in card
-    assert "50% of the vector is the weighted sum of the token vectors" in card
+    assert "a vector of 80 numbers" in card
+    assert "50% of it is the weighted sum of the token vectors" in card
+    assert f"the last {LEXICAL_WIDTH} say which tokens the text holds" in card
+    assert "`dimensions: 32` of the gateway" in card
+
+
+def test_sentence_transformers_knows_how_long_the_vectors_are(checkpoint):
+    model = SentenceTransformer(str(checkpoint), device="cpu", trust_remote_code=True)
+    assert model.get_embedding_dimension() == 32 + LEXICAL_WIDTH
 
 
 def test_the_manifest_names_the_data_the_settings_and_the_versions(checkpoint, config):
@@ -394,3 +409,18 @@ def test_no_group_of_rows_exceeds_its_tokens_unless_one_row_does():
     chunks = chunk_by_length(lengths, 20)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(5))
     assert all(lengths[chunk].max() * len(chunk) <= 20 or len(chunk) == 1 for chunk in chunks)
+
+
+def test_the_rates_fall_over_the_share_of_the_steps_that_the_settings_name(config, checkpoint, tmp_path, monkeypatch):
+    rates: list[float] = []
+
+    def record(trainer, steps, *_):
+        for number in steps:
+            trainer.step(number)
+            rates.append(trainer.layer_optimizer.param_groups[0]["lr"] / config.distil.learning_rate)
+
+    monkeypatch.setattr("training.bootstrap.run_steps", record)
+    settings = further(config, checkpoint)
+    distil = settings.distil.model_copy(update={"steps": 8, "warmup_steps": 2, "decay_share": 0.5})
+    bootstrap(settings.model_copy(update={"distil": distil}), DATA, tmp_path / "run", should_stop=lambda: False)
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25])

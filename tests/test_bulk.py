@@ -234,7 +234,7 @@ def test_no_records_make_a_file_without_rows(tmp_path: Path, run: Run) -> None:
     source = write_jsonl(tmp_path / "corpus.jsonl", 0)
     for name in ("a.parquet", "a.npy"):
         assert run(job_of(source, tmp_path / name))["rows"] == 0
-    assert np.load(tmp_path / "a.npy").shape == (0, 384)
+    assert np.load(tmp_path / "a.npy").shape == (0, 768)
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 0
 
 

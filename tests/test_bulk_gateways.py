@@ -67,7 +67,7 @@ def test_texts_that_a_gateway_refuses_are_found_among_others(tmp_path: Path, gat
     assert [item["line"] for item in made["skipped_lines"]] == [18]  # type: ignore[attr-defined]
     model = made["job"]["model"]  # type: ignore[index]
     assert model["int8_scale"] == httpx.get(f"{gateway.url}/info").json()["int8_scale"]
-    assert np.load(output).shape == (39, 384)
+    assert np.load(output).shape == (39, 768)
     assert np.load(output).dtype == np.int8
     bulk(source, output, "--url", gateway.url, "--overwrite", "--with", "truncated")
     rows = [json.loads(line) for line in output.with_name("a.npy.rows.jsonl").read_text().splitlines()]

@@ -47,13 +47,14 @@ def test_there_is_a_row_for_each_token_specials_and_prompt_included(client: http
     for role in ("query", "passage"):
         tokens = client.post("/tokenize", json={"inputs": TEXTS, "prompt_name": role}).json()
         found = states(client, TEXTS, prompt_name=role)
-        assert [rows.shape for rows in found] == [(len(row), spec.dimension) for row in tokens]
+        assert [rows.shape for rows in found] == [(len(row), spec.states_dimension) for row in tokens]
 
 
 def test_rows_are_not_scaled_and_their_mean_makes_the_vector(client: httpx.Client, least_cosine: float) -> None:
     vectors = np.array(client.post("/embed", json={"inputs": TEXTS}).json())
     for rows, ids, vector in zip(states(client, TEXTS), token_ids(client, TEXTS), vectors, strict=True):
-        assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-2
+        # One of them may have about that length by chance.
+        assert np.median(np.abs(np.linalg.norm(rows, axis=1) - 1)) > 1e-2
         assert vector_of(rows, ids) @ vector >= least_cosine
 
 
@@ -145,7 +146,7 @@ def engine(request: pytest.FixtureRequest, shipped: Path, spec: ModelSpec) -> En
 def test_an_engine_gives_the_states_that_its_graph_pools(engine: Engine, spec: ModelSpec) -> None:
     assert engine.gives_states
     found = engine.states(BATCH)
-    assert found.shape == (2, BATCH.ids.shape[1], spec.dimension)
+    assert found.shape == (2, BATCH.ids.shape[1], spec.states_dimension)
     sizes = BATCH.mask.sum(axis=1)
     made = [vector_of(found[row, :size], BATCH.ids[row, :size].tolist()) for row, size in enumerate(sizes)]
     # The same sums in float32, in another order.

@@ -75,9 +75,9 @@ def test_a_process_that_opened_something_else_than_is_asked_for_is_ended(started
 
     async def story() -> EngineHost:
         other = dataclasses.replace(first_choice(settings), streams=1)
-        host = await open_host(other, 384)
+        host = await open_host(other, 768)
         vectors = await host.run([np.array([0, 5, 6, 2], dtype=np.int32)], lane="interactive")
-        assert vectors.shape == (1, 384)
+        assert vectors.shape == (1, 768)
         await host.close()
         return host
 
@@ -102,7 +102,7 @@ def test_every_slot_reaches_the_process_in_its_lane(started: Started, streams: i
     row = np.array([0, 5, 6, 2], dtype=np.int32)
 
     async def story() -> list[int]:
-        host = await EngineProcess.opened(ordered, dimension=384)
+        host = await EngineProcess.opened(ordered, dimension=768)
         wanted = [host.run([row], lane=lane) for lane in ("interactive", "bulk") for _ in range(streams)]
         vectors = np.concatenate(await asyncio.gather(*wanted))
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -117,7 +117,7 @@ def test_a_process_that_can_not_open_the_model_says_why_in_one_line(started: Sta
 
     async def story() -> str:
         with pytest.raises(Exception, match="spec.json") as refused:
-            await EngineProcess.opened(order(config, started), dimension=384)
+            await EngineProcess.opened(order(config, started), dimension=768)
         return str(refused.value)
 
     assert "\n" not in asyncio.run(story())

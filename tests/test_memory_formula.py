@@ -34,7 +34,7 @@ def test_every_setting_that_bounds_memory_is_in_the_formula() -> None:
 
 
 def test_a_table_in_four_bits_leaves_the_rest_of_the_file_to_the_matrices() -> None:
-    config, values = replace(CONFIG, engine="openvino", precision="bf16"), 111_200 * SPEC.dimension
+    config, values = replace(CONFIG, engine="openvino", precision="bf16"), 111_200 * SPEC.states_dimension
 
     def engine(graph_bytes: int, bits: Literal[4] | None) -> int:
         spec = replace(SPEC, weights="int8", table_bits=bits)

@@ -163,7 +163,7 @@ def test_what_can_not_be_mined_is_refused_in_a_sentence(
     source, target, _ = files
     gold, short, zero = tmp_path / "GOLD", tmp_path / "SHORT.npy", tmp_path / "ZERO.npy"
     gold.write_text("1\t2\n1\t3\n", encoding="utf-8")
-    np.save(short, np.ones((2, 384), dtype=np.float32))
+    np.save(short, np.ones((2, 768), dtype=np.float32))
     np.save(zero, np.array([[1.0, 0.0]] + [[0.0, 0.0]] * 15, dtype=np.float32))
     names = {"GOLD": str(gold), "SHORT": str(short), "ZERO": str(zero)}
     done = CLI.invoke(app, ["mine", str(source), str(target), *(names.get(item, item) for item in arguments)])

@@ -74,7 +74,7 @@ def test_html_that_is_unwanted_or_wanted_no_more_than_json_is_not_sent(accept: s
 def test_a_post_to_the_root_embeds_whatever_it_accepts(client: httpx.Client) -> None:
     answers = [client.post("/", json={"inputs": "ok"}, headers={"accept": accept}) for accept in (CHROME, "*/*")]
     assert answers[0].json() == answers[1].json()
-    assert len(answers[0].json()[0]) == 384
+    assert len(answers[0].json()[0]) == 768
 
 
 def test_the_landing_page_says_what_it_serves_and_lists_every_route(client: httpx.Client, spec: ModelSpec) -> None:

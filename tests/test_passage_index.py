@@ -25,7 +25,7 @@ from service.model import Model, read_model
 from service.recipe.pooling import l2_normalize
 
 CLI = CliRunner()
-DIMENSION = 384
+DIMENSION = 768
 
 
 @pytest.fixture(scope="module")

@@ -416,8 +416,8 @@ def test_raw_vectors_and_unit_vectors_share_a_batch_and_each_gets_its_own() -> N
     ("ask", "error", "says"),
     [
         (Ask(["x"] * 2049), InvalidInput, "batch size 2049 > maximum allowed batch size 2048"),
-        (Ask(["x"], dimensions=0), InvalidInput, "1 to 384"),
-        (Ask(["x"], dimensions=385), InvalidInput, "1 to 384"),
+        (Ask(["x"], dimensions=0), InvalidInput, "1 to 768"),
+        (Ask(["x"], dimensions=769), InvalidInput, "1 to 768"),
         (Ask(["x"], instruction="Find"), InvalidInput, "takes no instruction"),
         (Ask(["x " * 600, "y", "z " * 700], truncate=False), TextTooLong, r"less than 512 tokens.*inputs 0, 2"),
         (Ask([[0, 10**9, 2]]), InvalidInput, "1000000000"),

@@ -357,7 +357,7 @@ def test_a_pulled_checkpoint_is_served_with_the_committed_config(own: TritonServ
         ('{ name: "sentence_embedding" data', '{ name: "vector" data', "vector is not in the graph"),
         ('{ name: "attention_mask" data_type: TYPE_INT64', '{ name: "attention_mask" data_type: TYPE_INT32', "INT32"),
         ('"sentence_embedding" data_type: TYPE_FP32', '"sentence_embedding" data_type: TYPE_FP16', "TYPE_FP16"),
-        ('"sentence_mean" data_type: TYPE_FP32 dims: [ 384', '"sentence_mean" data_type: TYPE_FP32 dims: [ 383', "383"),
+        ('"sentence_mean" data_type: TYPE_FP32 dims: [ 768', '"sentence_mean" data_type: TYPE_FP32 dims: [ 767', "767"),
         ('"input_ids" data_type: TYPE_INT64 dims: [ -1 ]', '"input_ids" data_type: TYPE_INT64 dims: [ -1, 1 ]', "dims"),
     ],
     ids=["input's name", "output's name", "input's type", "output's type", "output's size", "input's rank"],

@@ -15,11 +15,14 @@ from service.recipe.spec import load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad
 from training.checkpoint import write_sentence_transformers_files
 from training.collection import Recipe
+from training.lexical_path import draw_lexical_path
 from training.static_path import StaticPath
 from training.two_paths import write_two_paths
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 DIMENSION = 64
+# The token that a lexical path takes for the beginning of a passage's prompt.
+PASSAGE_ID = 4
 TOKEN_VECTORS = "embeddings.word_embeddings.weight"
 LINES = [
     *(f"line {number} of the book is about {thing}" for number in range(60) for thing in ("boats", "bread", "the sea")),
@@ -40,12 +43,13 @@ def write_tiny_checkpoint(
     spread: float = 0.1,
     seed: int = 0,
     two_paths: bool = False,
+    lexical_width: int = 0,
 ) -> Path:
     """Write a two-layer checkpoint, 64 wide, in the Sentence Transformers layout.
 
     spread: standard deviation of the weights. 0.1 gives vectors that differ from text to text (0.02, the usual start
     of a training, leaves all of them nearly equal); 3 gives a model so steep that rounding its weights changes it.
-    two_paths: with a static path beside the layers.
+    two_paths: with a static path beside the layers.   lexical_width: and behind them so many numbers of a lexical one.
     """
     torch.manual_seed(seed)
     # Threads of a model this small do nothing but wait for each other.
@@ -75,7 +79,9 @@ def write_tiny_checkpoint(
         weights = torch.rand(vocab_size, 1)
         weights[: len(SPECIAL_TOKENS)] = 0
         static = StaticPath(weights, torch.randn(DIMENSION) / 10, torch.randn(DIMENSION, DIMENSION), torch.tensor(0.4))
-        write_two_paths(folder, static, DIMENSION)
+        rarity = 1 + 9 * torch.rand(vocab_size, 1)
+        lexical = draw_lexical_path(rarity, lexical_width, (0.5, 1.0), PASSAGE_ID, seed) if lexical_width else None
+        write_two_paths(folder, static, DIMENSION, lexical)
     else:
         write_sentence_transformers_files(folder, DIMENSION)
     return folder

@@ -12,6 +12,7 @@ from faulty_engine import SHIPPED
 from service.recipe.pooling import l2_normalize
 from service.recipe.spec import MODEL_FILE
 from training.graph_weights import Encoder, read_encoder
+from training.lexical_path import LOW_ROWS
 
 
 @cache
@@ -27,11 +28,15 @@ def token_ids(client: httpx.Client, texts: list[str], role: str = "query") -> li
 
 
 def vector_of(rows: np.ndarray, ids: list[int]) -> np.ndarray:
-    """The mean of the states [T, H], and beside it the static path over the tokens: [H], of length one."""
+    """The mean of the states [T, H], beside it the static path over the tokens, behind both the lexical one: [D]."""
     encoder = shipped_encoder()
-    static = encoder.static
+    static, lexical = encoder.static, encoder.lexical
     assert static is not None
+    assert lexical is not None
     mean = l2_normalize(rows.mean(axis=0, keepdims=True))
     total = ((encoder.words[ids] - static.middle) * static.weights[ids]).sum(axis=0, keepdims=True)
     both = (1 - static.share) * mean + static.share * l2_normalize(total @ static.matrix)
-    return l2_normalize(both)[0]
+    codes = lexical.low[np.array(ids) % LOW_ROWS].astype(np.float32) * lexical.high[np.array(ids) // LOW_ROWS]
+    known = l2_normalize((codes * lexical.weights[ids]).sum(axis=0, keepdims=True))
+    scale = lexical.scales[int(ids[1] == lexical.passage_id.item()), 0]
+    return l2_normalize(np.concatenate([l2_normalize(both), scale * known], axis=1))[0]

@@ -28,6 +28,7 @@ from training.data import Corpus, Source, keep_open_sources, read_corpus, read_s
 from training.distil import DistilState, DistilTrainer
 from training.errors import BadTrainConfig, BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
+from training.lexical_path import LexicalPath, draw_lexical_path, lexical_weights
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
 from training.narrow import onto_subspace
@@ -114,13 +115,14 @@ def bootstrap(
         config.table_bits,
     )
 
+    lexical = make_lexical_path(config, material)
     begins_with = config.starting_model if config.begins_with is None else restored_name(Path(config.begins_with))
 
     def save(steps_done: int, pairs: int) -> None:
         manifest = describe_run(config, sources, begins_with, steps_done, pairs)
         state = trainer.state(steps_done, pairs)
         model = trainer.result()
-        layout = partial(write_two_paths, static=model.static, dimension=bert.config.hidden_size)
+        layout = partial(write_two_paths, static=model.static, dimension=bert.config.hidden_size, lexical=lexical)
         save_checkpoint(out, steps_done, model.bert, material.tokenizer, manifest, state, layout)
 
     found = load_state(out)
@@ -281,6 +283,16 @@ def make_token_vectors(
         os.replace(unfinished, path)
     tensors = load_file(path)
     return tensors["table"], StaticPath(tensors["weights"], tensors["middle"], tensors["matrix"], torch.tensor(share))
+
+
+def make_lexical_path(config: TrainConfig, material: Material) -> LexicalPath | None:
+    """What says by numbers of its own which tokens a text holds; None where the settings want none."""
+    if not config.distil.lexical_width:
+        return None
+    prefixes = read_prefixes(material.tokenizer)
+    weights = lexical_weights(material.store, [prefixes.query, prefixes.passage], material.tokenizer.get_vocab_size())
+    scales = (config.distil.lexical_query_scale, config.distil.lexical_passage_scale)
+    return draw_lexical_path(weights, config.distil.lexical_width, scales, int(prefixes.passage[0]), config.seed)
 
 
 def turn_onto_teacher(

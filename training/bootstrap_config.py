@@ -69,6 +69,8 @@ class DistilConfig(Section):
 
     steps: int = Field(gt=0)
     warmup_steps: int = Field(default=50, ge=0)
+    # Over this part of the steps, at their end, the rates fall to 0 in a line.
+    decay_share: float = Field(default=0.2, ge=0, le=1)
     # A batch holds as many pairs as make about this many tokens, at most batch_pairs_max.
     tokens_per_batch: int = Field(gt=0)
     batch_pairs_max: int = Field(gt=1)
@@ -93,6 +95,11 @@ class DistilConfig(Section):
     recent_texts: int = Field(default=4096, ge=0)
     # Of the vector, the static path is this part, the layers the rest.
     static_share: float = Field(default=0.5, gt=0, lt=1)
+    # Behind the meaning the vector says by so many numbers which tokens the text holds (lexical_path.py), 0 for none;
+    # their length in a query and in a passage, where that of the meaning is 1.
+    lexical_width: int = Field(default=0, ge=0)
+    lexical_query_scale: float = Field(default=0.35, gt=0)
+    lexical_passage_scale: float = Field(default=0.75, gt=0)
     # The odds of a translation of which the teacher knows no side, where those of the others are 1.
     untaught_weight: float = Field(default=0.25, gt=0, le=1)
     # Where the teacher is not asked, texts closer than this are no negatives of each other.

@@ -16,7 +16,8 @@ LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
 # Settings of a run that a reader asks for first; each is shown where the run has it.
 SHOWN_SETTINGS = (
     "batch_pairs", "tokens_per_batch", "learning_rate", "temperature", "warmup_steps", "epochs", "hard_negatives",
-    "max_tokens", "precision", "alpha", "distillation_temperature", "distillation_weight", "static_share", "seed",
+    "max_tokens", "passage_tokens", "precision", "alpha", "distillation_temperature", "distillation_weight",
+    "static_share", "lexical_width", "lexical_query_scale", "lexical_passage_scale", "seed",
 )  # fmt: skip
 
 

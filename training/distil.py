@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 # The loss of one path, from its vectors of the rows that were read.
 PathLoss = Callable[[torch.Tensor], torch.Tensor]
-# At the end of the steps, in a line to 0.
-DECAY_SHARE = 0.2
 
 
 class DistilState(TypedDict):
@@ -196,7 +194,8 @@ class DistilTrainer:
 
     def move(self, number: int, table: TokenRows) -> None:
         """Apply the gradients of one step with the learning rates of its number."""
-        share = rate_at(number, self.config.steps, self.config.warmup_steps, "warmup_stable_decay", DECAY_SHARE)
+        config = self.config
+        share = rate_at(number, config.steps, config.warmup_steps, "warmup_stable_decay", config.decay_share)
         moved = [*self.bert.parameters(), self.static.matrix]
         torch.nn.utils.clip_grad_norm_(moved, self.config.gradient_norm_max)
         for group in self.layer_optimizer.param_groups:

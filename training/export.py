@@ -175,6 +175,7 @@ def describe_version(folder: SentenceFolder, name: str, weights: Weights, table_
         raw_output="sentence_mean",
         weights=weights,
         table_bits=table_bits,
+        hidden_size=None if folder.states_dimension == folder.dimension else folder.states_dimension,
     )
 
 

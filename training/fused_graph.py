@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.recipe.spec import ModelSpec
-from training.graph_weights import Encoder, Floats, Layer, Linear, Norm, Static
+from training.graph_weights import Encoder, Floats, Layer, Lexical, Linear, Norm, Static
+from training.lexical_path import LOW_ROWS
 from training.quantize import DIRECTIONS, GROUP, narrowed, quantize_symmetric
 
 OPSET = 18
@@ -246,6 +247,7 @@ def _write_outputs(writer: Writer, states: str, encoder: Encoder, spec: ModelSpe
     column = writer.node("Unsqueeze", [mask, writer.tensor("last", np.array([-1]))], "weights.column")
     # In front of the pooling, whose product with the mask is the last: so graph_states.py finds the states.
     static = _write_static(writer, encoder.static, column) if encoder.static else None
+    lexical = _write_lexical(writer, encoder.lexical, column) if encoder.lexical else None
     total = writer.node("ReduceSum", [writer.node("Mul", [states, column], "masked"), rows], "total", keepdims=0)
     count = writer.node("ReduceSum", [mask, rows], "count", keepdims=1)
     count = writer.node("Max", [count, writer.floats("one", 1)], "count.clipped")
@@ -255,7 +257,9 @@ def _write_outputs(writer: Writer, states: str, encoder: Encoder, spec: ModelSpe
         layers = _write_unit(writer, mean, "mean.unit")
         layers = writer.node("Mul", [layers, writer.floats("layers.share", 1 - encoder.static.share)], "layers.part")
         static = writer.node("Mul", [static, writer.floats("static.share", encoder.static.share)], "static.part")
-        mean = writer.node("Add", [layers, static], raw)
+        mean = writer.node("Add", [layers, static], raw if lexical is None else "meaning")
+    if lexical is not None:
+        mean = writer.node("Concat", [_write_unit(writer, mean, "meaning.unit"), lexical], raw, axis=-1)
     _write_unit(writer, mean, spec.output)
 
 
@@ -269,6 +273,41 @@ def _write_static(writer: Writer, static: Static, mask: str) -> str:
     total = writer.node("ReduceSum", [total, "rows"], "static.total", keepdims=0)
     product = writer.node("MatMul", [total, writer.floats("static.matrix", static.matrix)], STATIC_PRODUCT)
     return _write_unit(writer, product, "static.unit")
+
+
+def _write_lexical(writer: Writer, lexical: Lexical, mask: str) -> str:
+    """The path behind the meaning, in float32: scale · unit(Σ weight · low[id mod 512] * high[id div 512]), the scale
+    being that of the role."""
+    weights = writer.floats("lexical.weights", lexical.weights)
+    weights = writer.node("Gather", [weights, "input_ids"], "lexical.gathered", axis=0)
+    weights = writer.node("Mul", [weights, mask], "lexical.masked")
+    numbers = writer.node("Cast", ["input_ids"], "lexical.numbers", to=TensorProto.FLOAT)
+    rows = writer.floats("lexical.rows", LOW_ROWS)
+    quotient = writer.node("Floor", [writer.node("Div", [numbers, rows], "lexical.ratio")], "lexical.quotient")
+    whole = writer.node("Mul", [quotient, rows], "lexical.whole")
+    rest = writer.node("Sub", [numbers, whole], "lexical.rest")
+    low = _write_signs(writer, "lexical.low", lexical.low, rest)
+    high = _write_signs(writer, "lexical.high", lexical.high, quotient)
+    codes = writer.node("Mul", [low, high], "lexical.codes")
+    total = writer.node("Mul", [codes, weights], "lexical.weighed")
+    total = writer.node("ReduceSum", [total, "rows"], "lexical.total", keepdims=0)
+    # An empty slice, of a text that is one token, sums up to no passage.
+    ends = [writer.tensor(f"lexical.{name}", np.array([number])) for name, number in (("from", 1), ("to", 2))]
+    second = writer.node("Slice", ["input_ids", *ends, "rows"], "lexical.second")
+    is_passage = writer.node("Equal", [second, writer.tensor("lexical.passage_id", lexical.passage_id)], "lexical.is")
+    is_passage = writer.node("Cast", [is_passage], "lexical.is_number", to=TensorProto.INT64)
+    is_passage = writer.node("ReduceSum", [is_passage, "rows"], "lexical.is_passage", keepdims=0)
+    scale = writer.node(
+        "Gather", [writer.floats("lexical.scales", lexical.scales), is_passage], "lexical.scale", axis=0
+    )
+    return writer.node("Mul", [_write_unit(writer, total, "lexical.unit"), scale], "lexical.part")
+
+
+def _write_signs(writer: Writer, name: str, table: NDArray[np.int8], rows: str) -> str:
+    """Rows of a table of bytes as float32.   rows: the name of their numbers, as floats."""
+    numbers = writer.node("Cast", [rows], f"{name}.ids", to=TensorProto.INT64)
+    found = writer.node("Gather", [writer.tensor(name, table), numbers], f"{name}.bytes", axis=0)
+    return writer.node("Cast", [found], f"{name}.signs", to=TensorProto.FLOAT)
 
 
 def _write_unit(writer: Writer, vectors: str, output: str) -> str:

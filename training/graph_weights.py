@@ -3,8 +3,8 @@
 Exporters rename matrices and merge equal biases, but they keep the order of the program: in each layer the products of
 query, key, value, attention output, and the two of the feed-forward part. So the weights are read by their places, and
 only the three tables by name. Whether they were understood is proved by computing with them (fused_graph.py), where
-what the graph doesn't say plainly, the number of heads, is tried out too. A static path (static_path.py) is our own
-exporter's, and known by its names.
+what the graph doesn't say plainly, the number of heads, is tried out too. A static path (static_path.py) and a lexical
+one (lexical_path.py) are our own exporter's, and known by their names.
 """
 
 from collections import defaultdict
@@ -65,6 +65,18 @@ class Static:
 
 
 @dataclass(frozen=True)
+class Lexical:
+    """The path behind the meaning.   weights: [V, 1].   low, high: int8[R, W], a code's rows.   scales: [2, 1], its
+    length for a query and for a passage.   passage_id: int64[1, 1], the first token of a passage's prompt."""
+
+    weights: Floats
+    low: NDArray[np.int8]
+    high: NDArray[np.int8]
+    scales: Floats
+    passage_id: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Encoder:
     """words: [V, H].   positions: [P, H], the vector of token type 0 added.   counts_tokens: positions are numbered
     over the ids that are not padding, from pad_id + 1, as XLM-R does; else over all, from 0, as BERT does."""
@@ -76,6 +88,7 @@ class Encoder:
     epsilon: float
     counts_tokens: bool
     static: Static | None = None
+    lexical: Lexical | None = None
 
     @property
     def width(self) -> int:
@@ -109,6 +122,7 @@ def read_encoder(model: onnx.ModelProto) -> Encoder:
         epsilon=reader.epsilon(),
         counts_tokens=any(node.op_type == "CumSum" for node in model.graph.node),
         static=reader.static(),
+        lexical=reader.lexical(),
     )
 
 
@@ -183,6 +197,14 @@ class _Reader:
         if middle is None or share is None or matrix is None:
             return None
         return Static(self.table("static.weights"), middle, matrix, float(share))
+
+    def lexical(self) -> Lexical | None:
+        """The path behind the meaning; None where there is none."""
+        parts = [self._raw(f"lexical.{name}") for name in ("low", "high", "scales", "passage_id")]
+        low, high, scales, passage_id = parts
+        if low is None or high is None or scales is None or passage_id is None:
+            return None
+        return Lexical(self.table("lexical.weights"), low, high, scales, passage_id)
 
     def epsilon(self) -> float:
         """What a LayerNorm adds to the variance: its attribute, or in older graphs the constant before the root."""

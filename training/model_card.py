@@ -54,6 +54,12 @@ class Card:
     graphs: Sequence[str] = ()
 
     @property
+    def lexical_width(self) -> int:
+        """How many of the last numbers say which tokens a text holds; 0 where there is no such path."""
+        width = self.facts.settings.get("lexical_width") if self.facts else None
+        return width if isinstance(width, int) else 0
+
+    @property
     def static_share(self) -> float | None:
         """The part of the vector that a static path makes up; None where there is none."""
         share = self.facts.settings.get("static_share") if self.facts else None
@@ -150,7 +156,14 @@ def cell(text: object) -> str:
 def _opening(card: Card) -> str:
     static = ""
     if card.static_share:
-        static = f"; {card.static_share:.0%} of the vector is the weighted sum of the token vectors under a matrix"
+        static = f"; {card.static_share:.0%} of it is the weighted sum of the token vectors under a matrix"
+    if card.lexical_width:
+        static += (
+            f". So are the first {card.dimension - card.lexical_width} numbers made, the meaning; the last "
+            f"{card.lexical_width} say which tokens the text holds, rare ones loudest, so that a name is found which "
+            "the model has no meaning for. Where vectors have to be small, cut these off and scale the rest to length "
+            f"one (`dimensions: {card.dimension - card.lexical_width}` of the gateway)"
+        )
     return (
         f"# {cell(card.name)}\n\nTurns a text into a vector of {card.dimension} numbers and length one; texts of like "
         f"meaning, in one language or two, get vectors close to each other. Multilingual E5 recipe: the mean over the "

@@ -18,16 +18,20 @@ from training.errors import CheckpointError
 LONGEST_INPUT_TOKENS = 512
 # The second path of models that have one, see static_path.py.
 STATIC_FILE = "2_StaticPath/model.safetensors"
+# And the third, see lexical_path.py.
+LEXICAL_FILE = "3_LexicalPath/model.safetensors"
 INSTRUCT_HEAD, INSTRUCT_TAIL = "Instruct: ", "\nQuery: "
 
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """dimension: length of a vector.   max_tokens: longest input, prompt and special tokens counted."""
+    """dimension: length of a vector.   states_dimension: of a token's state, the layers' width.   max_tokens: longest
+    input, prompt and special tokens counted."""
 
     path: Path
     prompts: Prompts
     dimension: int
+    states_dimension: int
     max_tokens: int
     pad_id: int
 
@@ -39,7 +43,8 @@ def read_sentence_folder(path: Path) -> SentenceFolder:
     folder = SentenceFolder(
         path=path,
         prompts=_prompts(_Json(path / "config_sentence_transformers.json")),
-        dimension=config.number("hidden_size"),
+        dimension=config.number("hidden_size") + _lexical_width(path),
+        states_dimension=config.number("hidden_size"),
         max_tokens=min(LONGEST_INPUT_TOKENS, _position_rows(config), *_stated_max_tokens(path)),
         pad_id=config.number("pad_token_id"),
     )
@@ -57,6 +62,12 @@ def read_sentence_folder(path: Path) -> SentenceFolder:
 def has_static_path(checkpoint: str | Path) -> bool:
     """Whether a checkpoint's folder holds a second path beside the layers; a name on the hub holds none."""
     return (Path(checkpoint) / STATIC_FILE).is_file()
+
+
+def _lexical_width(path: Path) -> int:
+    """How many numbers of a vector the third path adds, if there is one."""
+    file = path / LEXICAL_FILE
+    return _Json(file.with_name("config.json")).number("width") if file.is_file() else 0
 
 
 class _Json:

@@ -16,19 +16,26 @@ from transformers.utils import logging
 from service.recipe.pooling import l2_normalize, mean_pool
 from service.recipe.tokens import TokenBatch
 from training.errors import CheckpointError
+from training.lexical_path import LexicalPath, load_lexical_path
 from training.static_path import StaticPath, load_static_path
 
 
 class SentenceModel(torch.nn.Module):
-    """The encoder of a checkpoint, pooled to one vector of length one; beside it the static path, where it has one."""
+    """The encoder of a checkpoint, pooled to one vector of length one; beside it the static path, where it has one.
 
-    def __init__(self, encoder: PreTrainedModel, static: StaticPath | None = None) -> None:
+    The lexical path lies behind both, in numbers of its own.
+    """
+
+    def __init__(
+        self, encoder: PreTrainedModel, static: StaticPath | None = None, lexical: LexicalPath | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.static = static
+        self.lexical = lexical
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids, attention_mask: int64[B, T].   Returns float32[B, H] of length one, and the mean before that."""
+        """input_ids, attention_mask: int64[B, T].   Returns float32[B, D] of length one, and the same before that."""
         if self.static is None:
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
             mean = mean_pool(states, attention_mask.to(states.dtype))
@@ -37,8 +44,11 @@ class SentenceModel(torch.nn.Module):
         rows = self.encoder.get_input_embeddings()(input_ids)
         # Before the layers: in the graph the last product with the mask is then that of the token states.
         static = self.static(input_ids, attention_mask, rows.float())
+        lexical = None if self.lexical is None else self.lexical(input_ids, attention_mask)
         states = self.encoder(inputs_embeds=rows, attention_mask=attention_mask).last_hidden_state.float()
         both = self.static.beside(mean_pool(states, attention_mask.to(states.dtype)), static)
+        if self.lexical is not None and lexical is not None:
+            both = self.lexical.behind(both, lexical)
         return l2_normalize(both), both
 
 
@@ -55,7 +65,7 @@ def load_sentence_model(folder: Path) -> SentenceModel:
         raise CheckpointError(f"{folder / 'model.safetensors'} lacks {len(lacking)} of the model's tensors: {first}, …")
     # eval() on the outermost module: exporters put the module back into the mode they found it in, and an inner
     # model's dropout would be on while the reference is computed.
-    return SentenceModel(encoder, load_static_path(folder)).eval()
+    return SentenceModel(encoder, load_static_path(folder), load_lexical_path(folder)).eval()
 
 
 @contextmanager

@@ -69,7 +69,11 @@ def in_float16(model: SentenceModel) -> SentenceModel:
         if isinstance(module, torch.nn.LayerNorm):
             parent, _, own = name.rpartition(".")
             setattr(encoder.get_submodule(parent), own, _Float32Norm(module))
-    return SentenceModel(encoder, copy.deepcopy(model.static)).eval()
+    lexical = copy.deepcopy(model.lexical)
+    if lexical is not None:
+        # To TensorRT a whole number of 8 bits is a rounded one, with a scale.
+        lexical.low, lexical.high = lexical.low.half(), lexical.high.half()
+    return SentenceModel(encoder, copy.deepcopy(model.static), lexical).eval()
 
 
 class _Float32Norm(torch.nn.Module):

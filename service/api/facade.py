@@ -52,7 +52,7 @@ _SAMPLES: dict[int, Me5Error] = {
     408: RequestTimeout("the body did not arrive in time: 12 bytes in 5.0 s; send it faster than 65536 bytes/s"),
     413: BodyTooLarge(10485760),
     415: UnsupportedMediaType("a body with content-encoding 'gzip' is not read; send plain JSON"),
-    422: InvalidInput("`dimensions` is 9999, this model has 1 to 384"),
+    422: InvalidInput("`dimensions` is 9999, this model has 1 to 768"),
     429: Overloaded("Model is overloaded: 200000 tokens are queued; try again in 3 s", retry_after_s=3),
     431: HeadersTooLarge("the headers are larger than 65536 bytes"),
     500: EngineFailed("the engine failed on this request's batch: the server's log says how"),

@@ -43,7 +43,7 @@ _EXAMPLE: dict[str, object] = {
     "docker_label": None,
     "model_version": "1",
     "model_source": "checkpoint step_000500, model.safetensors sha256 ede0787b71a61512",
-    "dimension": 384,
+    "dimension": 768,
     "output_dtypes": ["float32", "float16", "int8"],
     "int8_scale": 496.3,
     "weights": "int8",

@@ -41,10 +41,10 @@ class ModelSpec:
 
     source: where the weights come from, for people.   pooling: "graph" where the graph gives vectors [B, D], "mean"
     where it gives token states [B, T, H] that the gateway pools.   dimension: D.   max_tokens: longest input, prompt
-    and special tokens counted.   inputs, output: the graph's tensor names.   raw_output: the name of the mean before
+    and special tokens counted.   inputs, output: the graph's tensor names.   raw_output: the name of the vector before
     it is scaled to length one, where a pooling graph gives that too.   weights: how they are stored.   table_bits: of a
-    token vector's number in model.onnx, where those are stored otherwise.   files: the SHA-256 of each file of the
-    version.
+    token vector's number in model.onnx, where those are stored otherwise.   hidden_size: H, where it is not D.   files:
+    the SHA-256 of each file of the version.
     """
 
     name: str
@@ -59,7 +59,13 @@ class ModelSpec:
     raw_output: str | None = None
     weights: Literal["float32", "int8"] = "float32"
     table_bits: Literal[4] | None = None
+    hidden_size: int | None = None
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def states_dimension(self) -> int:
+        """H, the length of a token's state."""
+        return self.hidden_size or self.dimension
 
     @property
     def int8_engines(self) -> list[Literal["onnx", "openvino"]]:
