@@ -11,6 +11,7 @@ import pytest
 from faulty_engine import SHIPPED
 from gateway_process import Gateway
 
+from service.recipe.pooling import l2_normalize
 from service.recipe.spec import load_spec
 
 # Each topic: a question and a passage in several languages; no word of one language stands in another's text.
@@ -65,6 +66,37 @@ LANGUAGES = ("zh", "de", "es", "ru")
 
 # Read here, for the fixtures take ME5_* out of every test's environment.
 DATA = Path(os.environ.get("ME5_DATA", "/nonexistent"))
+
+
+SYLLABLES = [
+    "ka",
+    "ro",
+    "vi",
+    "tel",
+    "mun",
+    "dra",
+    "sho",
+    "pel",
+    "quin",
+    "zor",
+    "bru",
+    "nel",
+    "ti",
+    "gos",
+    "har",
+    "lum",
+]
+NAMED = (
+    ("Wofür ist {} bekannt?", "{} ist eine kleine Stadt am Fluss, bekannt für ihren Markt und die alte Brücke."),
+    ("what is {} known for?", "{} is a small town by the river, known for its market and the old bridge."),
+    ("Чем известен {}?", "{} — небольшой город у реки, известный своим рынком и старым мостом."),
+)
+# Of a vector, the numbers in front of those that say which words a text holds.
+MEANING = 384
+
+
+def nearest(asked: np.ndarray, told: np.ndarray) -> np.ndarray:
+    return np.asarray((asked @ l2_normalize(told).T).argmax(axis=1))
 
 
 def embed(gateway: Gateway, texts: list[str], role: str) -> np.ndarray:
@@ -123,6 +155,19 @@ def test_a_translation_lies_closer_than_any_other_text(by_language: dict[str, tu
         if one != other
     ]
     assert np.mean(right) >= 0.9
+
+
+def test_names_that_nobody_knows_find_their_passage_and_by_the_meaning_alone_fewer_do(gateway: Gateway) -> None:
+    drawn = np.random.default_rng(7)
+    names = ["".join(drawn.choice(SYLLABLES, 4)) for _ in range(60)]
+    right, by_meaning = [], []
+    for question, passage in NAMED:
+        asked = embed(gateway, [question.format(name) for name in names], "query")
+        told = embed(gateway, [passage.format(name) for name in names], "passage")
+        right.append(nearest(asked, told) == np.arange(len(names)))
+        by_meaning.append(nearest(asked[:, :MEANING], told[:, :MEANING]) == np.arange(len(names)))
+    assert np.mean(right) >= 0.95
+    assert np.mean(right) > np.mean(by_meaning)
 
 
 @pytest.mark.slow
