@@ -184,8 +184,8 @@ def test_the_shipped_model_reaches_its_published_figures() -> None:
     result = evaluate(open_model(SHIPPED).system, DATA, choose_sets([], quick=True), PROTOCOLS["paper"])
     scores = {name: measures_of(scored) for name, scored in result.scored.items()}
     found = summary(scores)
-    assert found["flores-core"]["accuracy"] >= 0.93
-    assert found["xquad"]["ndcg@10"] >= 0.78
+    assert found["flores-core"]["accuracy"] >= 0.94
+    assert found["xquad"]["ndcg@10"] >= 0.84
     similar = scores["stsb"]
     assert similar["en"]["spearman"] >= 0.79
-    assert np.mean([value["spearman"] for name, value in similar.items() if name != "en"]) >= 0.68
+    assert np.mean([value["spearman"] for name, value in similar.items() if name != "en"]) >= 0.70

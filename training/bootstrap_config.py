@@ -98,8 +98,8 @@ class DistilConfig(Section):
     # Behind the meaning the vector says by so many numbers which tokens the text holds (lexical_path.py), 0 for none;
     # their length in a query and in a passage, where that of the meaning is 1.
     lexical_width: int = Field(default=0, ge=0)
-    lexical_query_scale: float = Field(default=0.35, gt=0)
-    lexical_passage_scale: float = Field(default=0.75, gt=0)
+    lexical_query_scale: float = Field(default=0.25, gt=0)
+    lexical_passage_scale: float = Field(default=1.05, gt=0)
     # The odds of a translation of which the teacher knows no side, where those of the others are 1.
     untaught_weight: float = Field(default=0.25, gt=0, le=1)
     # Where the teacher is not asked, texts closer than this are no negatives of each other.
