@@ -126,8 +126,9 @@ def load_spec(folder: Path, *, verify: bool = True) -> ModelSpec:
     try:
         prompts = Prompts(**raw.pop("prompts"))
         spec = ModelSpec(prompts=prompts, inputs=tuple(raw.pop("inputs")), **raw)
-        if not (isinstance(spec.files, dict) and all(type(n) is int for n in (spec.dimension, spec.max_tokens))):
-            raise TypeError("dimension and max_tokens must be whole numbers, files an object")
+        numbers = (spec.dimension, spec.states_dimension, spec.max_tokens)
+        if not (isinstance(spec.files, dict) and all(type(n) is int for n in numbers)):
+            raise TypeError("dimension, hidden_size and max_tokens must be whole numbers, files an object")
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{path} does not describe a model: {error}; export the model again") from error
     if verify:
