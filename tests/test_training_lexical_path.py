@@ -6,19 +6,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_checkpoint import DIMENSION, LINES, PASSAGE_ID, batch_of, write_tiny_checkpoint
+from tiny_checkpoint import DIMENSION, LINES, PASSAGE_ID, batch_of, int8_vectors, write_tiny_checkpoint
 
 from service.engine import open_engine, vectors_of
 from service.graph_states import states_tensor
 from service.recipe.pooling import l2_normalize
-from service.recipe.spec import INT8_FILES, MODEL_FILE, load_spec
+from service.recipe.spec import MODEL_FILE, load_spec
 from service.recipe.tokens import TokenBatch
 from service.settings import EngineName
 from training.collection import Vectors
 from training.export import Weights, export
 from training.fused_graph import fused_graph
 from training.graph_weights import read_encoder
-from training.int8_graphs import find_shape, write_onnx_int8, write_openvino_int8
+from training.int8_graphs import find_shape
 from training.lexical_path import LOW_ROWS, LexicalPath, draw_lexical_path, lexical_weights, load_lexical_path
 from training.plain_graph import plain_graph
 from training.sentence_model import load_sentence_model, torch_run
@@ -157,11 +157,7 @@ def test_the_fused_and_the_plain_graph_are_the_same_function(version: Path, tmp_
 def test_int8_of_both_engines_keeps_which_tokens_a_text_holds(version: Path) -> None:
     batch, spec = of_both_roles(version), load_spec(version)
     wanted = vectors_of(open_engine(version, spec, engine="onnx", precision="fp32").run(batch), batch)
-    write_onnx_int8(version, spec, [batch], version / INT8_FILES["onnx"])
-    write_openvino_int8(version, spec, [batch], version / INT8_FILES["openvino"])
-    engines: list[EngineName] = ["onnx", "openvino"]
-    for engine in engines:
-        found = vectors_of(open_engine(version, spec, engine=engine, precision="int8").run(batch), batch)
+    for found in int8_vectors(version, batch):
         assert worst_cosine(found, wanted) > 0.98
         assert worst_cosine(*(l2_normalize(vectors[:, DIMENSION:]) for vectors in (found, wanted))) > 0.999
 

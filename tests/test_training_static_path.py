@@ -6,16 +6,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_checkpoint import LINES, batch_of, write_tiny_checkpoint
+from tiny_checkpoint import LINES, batch_of, int8_vectors, write_tiny_checkpoint
 
 from service.engine import open_engine, vectors_of
-from service.recipe.spec import INT8_FILES, MODEL_FILE, load_spec
+from service.recipe.spec import MODEL_FILE, load_spec
 from service.settings import EngineName
 from training.collection import Vectors
 from training.export import Weights, export
 from training.fused_graph import fused_graph
 from training.graph_weights import read_encoder
-from training.int8_graphs import find_shape, write_onnx_int8, write_openvino_int8
+from training.int8_graphs import find_shape
 from training.plain_graph import plain_graph
 from training.sentence_model import load_sentence_model, torch_run
 from training.static_path import StaticPath, load_static_path, rotation_onto
@@ -104,9 +104,5 @@ def test_the_fused_and_the_plain_graph_are_the_same_function(version: Path, tmp_
 def test_int8_of_both_engines_keeps_the_static_path(version: Path) -> None:
     batch, spec = batch_of(version, TEXTS), load_spec(version)
     wanted = vectors_of(open_engine(version, spec, engine="onnx", precision="fp32").run(batch), batch)
-    write_onnx_int8(version, spec, [batch], version / INT8_FILES["onnx"])
-    write_openvino_int8(version, spec, [batch], version / INT8_FILES["openvino"])
-    engines: list[EngineName] = ["onnx", "openvino"]
-    for engine in engines:
-        found = vectors_of(open_engine(version, spec, engine=engine, precision="int8").run(batch), batch)
+    for found in int8_vectors(version, batch):
         assert worst_cosine(found, wanted) > 0.98

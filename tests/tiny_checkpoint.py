@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
-from service.recipe.spec import load_spec
+from service.engine import open_engine, vectors_of
+from service.recipe.spec import INT8_FILES, load_spec
 from service.recipe.tokens import TokenBatch, load_tokenizer, pad
 from training.checkpoint import write_sentence_transformers_files
-from training.collection import Recipe
+from training.collection import Recipe, Vectors
+from training.int8_graphs import write_onnx_int8, write_openvino_int8
 from training.lexical_path import draw_lexical_path
 from training.static_path import StaticPath
 from training.two_paths import write_two_paths
@@ -100,6 +102,15 @@ def batch_of(version: Path, texts: Sequence[str]) -> TokenBatch:
     spec = load_spec(version)
     recipe = Recipe(load_tokenizer(version / "tokenizer.json"), spec.prompts, spec.max_tokens, spec.pad_id)
     return pad(recipe.rows(texts, "query"), recipe.pad_id)
+
+
+def int8_vectors(version: Path, batch: TokenBatch) -> Iterator[Vectors]:
+    """A batch's vectors by each engine's int8 graph, which is written into the version."""
+    spec = load_spec(version)
+    write_onnx_int8(version, spec, [batch], version / INT8_FILES["onnx"])
+    write_openvino_int8(version, spec, [batch], version / INT8_FILES["openvino"])
+    for engine in INT8_FILES:
+        yield vectors_of(open_engine(version, spec, engine=engine, precision="int8").run(batch), batch)
 
 
 def tiny_tokenizer() -> Tokenizer:
