@@ -280,6 +280,27 @@ def test_a_finished_model_is_trained_further_from_its_checkpoint_and_from_its_ve
     assert named.startswith(f"{begin.parent.name}/{begin.name}, weights ")
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "version"])
+def test_a_model_trained_further_keeps_its_codes_unless_others_are_wanted(kind, config, checkpoint, tmp_path):
+    begin = checkpoint if kind == "checkpoint" else export(checkpoint, name="two", model_repo=tmp_path / "repo").folder
+    own = load_lexical_path(checkpoint)
+    assert own is not None
+    for width in (LEXICAL_WIDTH, LEXICAL_WIDTH // 2):
+        settings = further(config.model_copy(update={"seed": config.seed + 1}), begin)
+        distil = settings.distil.model_copy(
+            update={"lexical_width": width, "lexical_query_scale": 0.5, "lexical_passage_scale": 0.5}
+        )
+        settings = settings.model_copy(update={"distil": distil})
+        finished = bootstrap(settings, DATA, tmp_path / f"run{width}", should_stop=lambda: False)
+        assert finished is not None
+        kept = load_lexical_path(finished)
+        assert kept is not None
+        assert kept.low.shape[1] == width
+        assert torch.equal(kept.low, own.low) == (width == LEXICAL_WIDTH)
+        torch.testing.assert_close(kept.scales, torch.full((2, 1), 0.5))
+        torch.testing.assert_close(kept.weights, own.weights, atol=0.01, rtol=0)
+
+
 def test_a_run_that_began_with_a_model_is_not_continued_when_that_is_another(config, checkpoint, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)

@@ -19,7 +19,14 @@ from training.export import Weights, export
 from training.fused_graph import fused_graph
 from training.graph_weights import read_encoder
 from training.int8_graphs import find_shape
-from training.lexical_path import LOW_ROWS, LexicalPath, draw_lexical_path, lexical_weights, load_lexical_path
+from training.lexical_path import (
+    LOW_ROWS,
+    LexicalPath,
+    draw_lexical_path,
+    lexical_weights,
+    load_lexical_path,
+    told_scales,
+)
 from training.plain_graph import plain_graph
 from training.sentence_model import load_sentence_model, torch_run
 from training.token_store import TokenStore
@@ -67,6 +74,11 @@ def test_a_passage_is_told_by_its_prompt_and_has_a_length_of_its_own() -> None:
     found = torch.linalg.norm(path(ids, torch.ones_like(ids)), dim=1)
     torch.testing.assert_close(found, torch.tensor([0.5, 1.0]))
     assert path(ids[:, :1], torch.ones(2, 1, dtype=torch.int64)).shape == (2, WIDTH)
+
+
+def test_roles_whose_prompts_begin_alike_have_one_scale_and_the_same_product() -> None:
+    assert told_scales((0.25, 1.0), (6, 7)) == (0.25, 1.0)
+    assert told_scales((0.25, 1.0), (6, 6)) == (0.5, 0.5)
 
 
 def test_a_text_of_tokens_without_weight_has_a_lexical_part_of_zeros() -> None:

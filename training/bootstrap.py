@@ -28,7 +28,7 @@ from training.data import Corpus, Source, keep_open_sources, read_corpus, read_s
 from training.distil import DistilState, DistilTrainer
 from training.errors import BadTrainConfig, BadTrainingData, RunExists, SettingsChanged
 from training.graft import english_shares, graft_encoder, graft_table
-from training.lexical_path import LexicalPath, draw_lexical_path, lexical_weights
+from training.lexical_path import LexicalPath, draw_lexical_path, lexical_weights, told_scales
 from training.loop import run_steps, stop_on_signal
 from training.mixture import Mixture, build_mixture
 from training.narrow import onto_subspace
@@ -114,8 +114,7 @@ def bootstrap(
         config.table_width,
         config.table_bits,
     )
-
-    lexical = make_lexical_path(config, material)
+    lexical = make_lexical_path(config, material, begun)
     begins_with = config.starting_model if config.begins_with is None else restored_name(Path(config.begins_with))
 
     def save(steps_done: int, pairs: int) -> None:
@@ -285,14 +284,23 @@ def make_token_vectors(
     return tensors["table"], StaticPath(tensors["weights"], tensors["middle"], tensors["matrix"], torch.tensor(share))
 
 
-def make_lexical_path(config: TrainConfig, material: Material) -> LexicalPath | None:
-    """What says by numbers of its own which tokens a text holds; None where the settings want none."""
-    if not config.distil.lexical_width:
+def make_lexical_path(config: TrainConfig, material: Material, begun: Restored) -> LexicalPath | None:
+    """What says by numbers of its own which tokens a text holds; None where the settings want none.
+
+    A model that is trained further keeps its codes and what it knows of rarity, if they are as wide as the settings
+    want them: the pairs it is trained on may be few.
+    """
+    width = config.distil.lexical_width
+    if not width:
         return None
     prefixes = read_prefixes(material.tokenizer)
+    first_tokens = int(prefixes.query[0]), int(prefixes.passage[0])
+    scales = told_scales((config.distil.lexical_query_scale, config.distil.lexical_passage_scale), first_tokens)
+    if begun.lexical is not None and begun.lexical.low.shape[1] == width:
+        begun.lexical.scales.copy_(torch.tensor(scales)[:, None])
+        return begun.lexical
     weights = lexical_weights(material.store, [prefixes.query, prefixes.passage], material.tokenizer.get_vocab_size())
-    scales = (config.distil.lexical_query_scale, config.distil.lexical_passage_scale)
-    return draw_lexical_path(weights, config.distil.lexical_width, scales, int(prefixes.passage[0]), config.seed)
+    return draw_lexical_path(weights, width, scales, first_tokens[1], config.seed)
 
 
 def turn_onto_teacher(

@@ -15,6 +15,8 @@ a question and a passage they say much. So a passage has another scale: what cou
 The meaning comes first: who cuts the vector behind it (`dimensions` of the gateway) has it alone.
 """
 
+import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from training.sentence_folder import LEXICAL_FILE
 from training.token_store import TokenStore
 from training.tokenizer import SPECIAL_TOKENS
 
+logger = logging.getLogger(__name__)
 # A power of two: the quotient of an id is exact in float32.
 LOW_ROWS = 512
 
@@ -75,6 +78,18 @@ class LexicalPath(torch.nn.Module):
     def behind(meaning: torch.Tensor, lexical: torch.Tensor) -> torch.Tensor:
         """Both side by side, [B, H + W], before they are scaled.   meaning: [B, H].   lexical: of forward."""
         return torch.cat([l2_normalize(meaning), lexical], dim=1)
+
+
+def told_scales(scales: tuple[float, float], first_tokens: tuple[int, int]) -> tuple[float, float]:
+    """The scales of a query and of a passage as they can be told apart by the first tokens of their prompts.
+
+    Where both prompts begin alike, as in a vocabulary so small that it has neither word, both roles have the root of
+    the product, and between a question and a passage nothing changes.
+    """
+    if first_tokens[0] != first_tokens[1]:
+        return scales
+    logger.warning("both prompts begin with token %d, so a query and a passage have the same scale", first_tokens[0])
+    return (math.sqrt(scales[0] * scales[1]),) * 2
 
 
 def draw_lexical_path(

@@ -19,6 +19,7 @@ from service.recipe.tokens import load_tokenizer
 from training.errors import ExportError, StartingModelMissing
 from training.graft import graft_encoder
 from training.graph_weights import Encoder, Linear, Norm, read_encoder
+from training.lexical_path import LexicalPath, load_lexical_path
 from training.model_card import WEIGHTS_FILE
 from training.sentence_folder import STATIC_FILE
 from training.starting_model import StartingModel
@@ -27,10 +28,11 @@ from training.static_path import StaticPath, load_static_path
 
 @dataclass(frozen=True)
 class Restored:
-    """The layers over their token table, and the static path beside them."""
+    """The layers over their token table, the static path beside them, and the lexical one behind, if there is one."""
 
     bert: BertModel
     static: StaticPath
+    lexical: LexicalPath | None = None
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -75,7 +77,7 @@ def restore(folder: Path, start: StartingModel) -> Restored:
         except SafetensorError as error:
             raise StartingModelMissing(f"{folder} can't be read: {error}; take another checkpoint") from error
         assert static is not None
-        return Restored(_with_weights(start, weights, path), static)
+        return Restored(_with_weights(start, weights, path), static, load_lexical_path(folder))
     load_spec(folder)
     try:
         encoder = read_encoder(onnx.load(path))
@@ -86,7 +88,15 @@ def restore(folder: Path, start: StartingModel) -> Restored:
     parts = encoder.static
     of_tokens, middle, matrix = (torch.from_numpy(part) for part in (parts.weights, parts.middle, parts.matrix))
     static = StaticPath(of_tokens, middle, matrix, torch.tensor(parts.share))
-    return Restored(_with_weights(start, weights_of(encoder), path), static)
+    return Restored(_with_weights(start, weights_of(encoder), path), static, _lexical_of(encoder))
+
+
+def _lexical_of(encoder: Encoder) -> LexicalPath | None:
+    parts = encoder.lexical
+    if parts is None:
+        return None
+    arrays = parts.weights, parts.low, parts.high, parts.scales, parts.passage_id
+    return LexicalPath(*(torch.from_numpy(array.copy()) for array in arrays))
 
 
 def _with_weights(start: StartingModel, weights: dict[str, torch.Tensor], path: Path) -> BertModel:
