@@ -25,7 +25,7 @@ from service.asking import (
     without_panic,
 )
 from service.batching import LANES, Lane, lane_of
-from service.engine import Choice, EngineConfig, EngineHost
+from service.engine import Choice, EngineConfig, EngineHost, Widths
 from service.engine_process import EngineProcess
 from service.errors import (
     DeadlineExceeded,
@@ -66,18 +66,18 @@ RECONNECT_PAUSE_S = 0.25
 # What a command waits for one: it has to be proved, which may take as long as this.
 READY_WAIT_S = 40.0
 
-OpenHost = Callable[[EngineConfig, int], Awaitable[EngineHost]]
+OpenHost = Callable[[EngineConfig, Widths], Awaitable[EngineHost]]
 
 
-async def open_process(config: EngineConfig, dimension: int) -> EngineHost:
+async def open_process(config: EngineConfig, widths: Widths) -> EngineHost:
     """Engines in a process of their own."""
-    return await EngineProcess.open(config, dimension=dimension)
+    return await EngineProcess.open(config, widths=widths)
 
 
 class Embedder:
     """One model version behind one scheduler. Built without computing anything; `start` opens and proves the engine.
 
-    open_host: opens the engines of a config for vectors of so many components.
+    open_host: opens the engines of a config, which give vectors and states of these widths.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, *, open_host: OpenHost = open_process) -> None:
@@ -359,12 +359,13 @@ class Embedder:
     def _default_timeout_s(self, tokens: int) -> float:
         return self.settings.deadline_s + tokens / self.settings.deadline_tokens_per_s
 
-    def _config(self, choice: Choice) -> tuple[EngineConfig, int]:
-        return config_of(self.settings, self.model.folder, choice), self.model.spec.dimension
+    def _config(self, choice: Choice) -> tuple[EngineConfig, Widths]:
+        spec = self.model.spec
+        return config_of(self.settings, self.model.folder, choice), Widths(spec.dimension, spec.states_dimension)
 
-    async def _open_while_reading(self, config: EngineConfig, dimension: int) -> EngineHost:
+    async def _open_while_reading(self, config: EngineConfig, widths: Widths) -> EngineHost:
         """Open the engine's host beside the tokenizer, whose size says what memory the gateway will take."""
-        opening = asyncio.ensure_future(self._open_host(config, dimension))
+        opening = asyncio.ensure_future(self._open_host(config, widths))
         # Its process is under way before the tokenizer's thread keeps this one from everything else.
         await asyncio.sleep(0)
         try:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,13 @@ class Choice:
 
     engine: EngineName
     precision: Precision
+
+
+class Widths(NamedTuple):
+    """How many numbers an engine gives.   vector: D, for a text.   state: H, for a token."""
+
+    vector: int
+    state: int
 
 
 @dataclass(frozen=True)

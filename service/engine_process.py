@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from service import errors
 from service.batching import LANES, Lane
-from service.engine import EngineConfig
+from service.engine import EngineConfig, Widths
 from service.engine_start import WORKER, Started, start_worker
 from service.engine_worker import ANSWER, DESCRIPTORS_MAX, ERROR_BYTES_MAX, REQUEST, STATES, UNIT, WIDE
 from service.errors import EngineFailed, EngineLost, ModelFileError, StartupError
@@ -93,7 +93,7 @@ class EngineProcess:
 
     remote = False
 
-    def __init__(self, ordered: Ordered, *, dimension: int) -> None:
+    def __init__(self, ordered: Ordered, *, widths: Widths) -> None:
         config = ordered.config
         self.name: str = config.engine
         self.precision: Precision = config.precision
@@ -106,12 +106,12 @@ class EngineProcess:
         self._control = ordered.started.control
         self._free = {lane: list(found) for lane, found in ordered.slots.items()}
         self._slots = [slot for found in ordered.slots.values() for slot in found]
-        self._dimension = dimension
+        self._widths = widths
         self._killed_for: str | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, config: EngineConfig, *, dimension: int, command: Sequence[str] = WORKER) -> EngineProcess:
+    async def open(cls, config: EngineConfig, *, widths: Widths, command: Sequence[str] = WORKER) -> EngineProcess:
         """Start the process and wait until its engines are open. Raises as `opened`, and EngineLost where none starts.
 
         On the thread that is to keep it: the process ends with it.
@@ -120,15 +120,15 @@ class EngineProcess:
             started = start_worker(command)
         except OSError as error:
             raise EngineLost(f"the engine's process can't be started: {error}") from error
-        return await cls.opened(order(config, started), dimension=dimension)
+        return await cls.opened(order(config, started), widths=widths)
 
     @classmethod
-    async def opened(cls, ordered: Ordered, *, dimension: int) -> EngineProcess:
+    async def opened(cls, ordered: Ordered, *, widths: Widths) -> EngineProcess:
         """Wait until the engines of a process are open.
 
         Raises ModelFileError or SettingsError as the engine does, and EngineLost where the process ends or hangs.
         """
-        host = cls(ordered, dimension=dimension)
+        host = cls(ordered, widths=widths)
         try:
             await host._begin()
         except BaseException:
@@ -148,7 +148,8 @@ class EngineProcess:
         traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """As EngineHost says. A batch that runs is not stopped for its deadline."""
-        return await self._ask(rows, lane, (UNIT if unit else 0) | (WIDE if wide else 0), len(rows), self._dimension)
+        flags = (UNIT if unit else 0) | (WIDE if wide else 0)
+        return await self._ask(rows, lane, flags, len(rows), self._widths.vector)
 
     async def states(
         self,
@@ -159,18 +160,16 @@ class EngineProcess:
         traceparent: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """As EngineHost says."""
-        return await self._ask(rows, lane, STATES, sum(map(len, rows)))
+        return await self._ask(rows, lane, STATES, sum(map(len, rows)), self._widths.state)
 
     async def _ask(
-        self, rows: Sequence[NDArray[np.int32]], lane: Lane, flags: int, expected: int, dimension: int | None = None
+        self, rows: Sequence[NDArray[np.int32]], lane: Lane, flags: int, expected: int, dimension: int
     ) -> NDArray[np.float32]:
-        """The engine's answer to a batch: `expected` rows of numbers.   dimension: of each, None for what comes."""
+        """The engine's answer to a batch: `expected` rows of `dimension` numbers."""
         loop = asyncio.get_running_loop()
         slot = self._free[lane].pop()
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        frame = b"".join(
-            (REQUEST.pack(flags, len(rows), dimension or 0), lengths.tobytes(), np.concatenate(rows).tobytes())
-        )
+        frame = b"".join((REQUEST.pack(flags, len(rows), dimension), lengths.tobytes(), np.concatenate(rows).tobytes()))
         try:
             await loop.sock_sendall(slot, frame)
             failed, count, width = ANSWER.unpack(await self._receive(slot, ANSWER.size))
@@ -178,8 +177,8 @@ class EngineProcess:
                 words = await self._receive(slot, min(count, ERROR_BYTES_MAX))
                 self._free[lane].append(slot)
                 raise EngineFailed(words.decode("utf-8", "replace"))
-            if count != expected or width != (dimension or width):
-                raise EngineLost(f"the engine's process answered {count} × {width}, not {expected} rows")
+            if (count, width) != (expected, dimension):
+                raise EngineLost(f"the engine's process answered {count} × {width}, not {expected} × {dimension}")
             vectors = np.empty((count, width), dtype=np.float32)
             await self._receive_into(slot, vectors.data.cast("B"))
         except (OSError, ValueError) as error:

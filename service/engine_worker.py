@@ -181,7 +181,6 @@ def _serve_slot(channel: socket.socket, served: _Served) -> None:
             if flags & STATES:
                 rows = batch.tokens
                 vectors = engine.states(batch)[batch.mask.astype(bool)]
-                dimension = vectors.shape[1]
             else:
                 vectors = vectors_of(engine.run(batch, unit=unit), batch, unit=unit)
             if vectors.shape != (rows, dimension):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.embedder import OpenHost, open_process
-from service.engine import EngineConfig, EngineHost
+from service.engine import EngineConfig, EngineHost, Widths
 from service.engine_process import EngineProcess, order
 from service.engine_start import Started
 from service.errors import Me5Error
@@ -26,13 +26,13 @@ def head_start(settings: Settings, started: Started) -> OpenHost:
         started.process.kill()
         return open_process
 
-    async def open_host(config: EngineConfig, dimension: int) -> EngineHost:
+    async def open_host(config: EngineConfig, widths: Widths) -> EngineHost:
         if waiting:
             ordered = waiting.pop()
             if config == first:
-                return await EngineProcess.opened(ordered, dimension=dimension)
-            unwanted = EngineProcess(ordered, dimension=dimension)
+                return await EngineProcess.opened(ordered, widths=widths)
+            unwanted = EngineProcess(ordered, widths=widths)
             await unwanted.close()
-        return await open_process(config, dimension)
+        return await open_process(config, widths)
 
     return open_host

@@ -30,7 +30,7 @@ class Job:
     """One request's texts on their way to vectors.
 
     client: whose request it is, for fairness.   vectors: float32[N, D], filled row by row.   unit: whether they are
-    scaled to length one.   starts: None; or, where token states are wanted and `vectors` is float32[tokens, D], in
+    scaled to length one.   starts: None; or, where token states are wanted and `vectors` is float32[tokens, H], in
     which of its rows those of each text begin.   deadline: on the monotonic clock.   done: resolves once every row is
     there, or fails with the first error.
     """
@@ -55,7 +55,7 @@ class Job:
         return len(self.vectors if self.starts is None else self.starts)
 
     def put(self, row: int, found: NDArray[np.float32]) -> None:
-        """What the engine gave for a text: its vector [D], or its token states [n, D]."""
+        """What the engine gave for a text: its vector [D], or its token states [n, H]."""
         if self.starts is None:
             self.vectors[row] = found
         else:

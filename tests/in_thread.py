@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.batching import Lane
 from service.embedder import OpenHost
-from service.engine import Engine, EngineConfig, EngineHost, vectors_of
+from service.engine import Engine, EngineConfig, EngineHost, Widths, vectors_of
 from service.errors import EngineFailed, EngineLost
 from service.recipe.tokens import pad
 
@@ -84,7 +84,7 @@ def in_thread(*engines: Engine) -> OpenHost:
     """Opens these engines one after another, and the last one again and again."""
     left = list(engines)
 
-    async def open_host(_: EngineConfig, dimension: int) -> EngineHost:
-        return InThread(left.pop(0) if len(left) > 1 else left[0], dimension)
+    async def open_host(_: EngineConfig, widths: Widths) -> EngineHost:
+        return InThread(left.pop(0) if len(left) > 1 else left[0], widths.vector)
 
     return open_host

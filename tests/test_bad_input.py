@@ -416,6 +416,7 @@ SPEC_EDITS: list[tuple[str, Callable[[Json], object], str]] = [
     ("files of another shape", lambda raw: raw.update(files=None), "files"),
     ("a file without a hash", lambda raw: raw["files"].pop(GOLDEN_FILE), GOLDEN_FILE),
     ("a dimension that is a text", lambda raw: raw.update(dimension="many"), "dimension"),
+    ("a hidden size of nothing", lambda raw: raw.update(hidden_size=0), "hidden_size"),
     ("a hidden size that is a text", lambda raw: raw.update(hidden_size="many"), "hidden_size"),
 ]
 

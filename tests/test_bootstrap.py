@@ -35,7 +35,7 @@ from training.export import export, run_of
 from training.lexical_path import LexicalPath, load_lexical_path
 from training.narrow import main_directions
 from training.nibbles import rounded
-from training.sentence_folder import STATIC_FILE
+from training.sentence_folder import LEXICAL_FILE, STATIC_FILE
 from training.static_path import load_static_path
 
 DATA = Path(__file__).parent / "data"
@@ -301,14 +301,17 @@ def test_a_model_trained_further_keeps_its_codes_unless_others_are_wanted(kind, 
         torch.testing.assert_close(kept.weights, own.weights, atol=0.01, rtol=0)
 
 
-def test_a_run_that_began_with_a_model_is_not_continued_when_that_is_another(config, checkpoint, tmp_path):
+@pytest.mark.parametrize("file", ["tokenizer.json", STATIC_FILE, LEXICAL_FILE])
+def test_a_run_that_began_with_a_model_is_not_continued_when_that_is_another(file, config, checkpoint, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
     polls = iter([False, False, False, True])
     bootstrap(further(config, model), DATA, tmp_path / "run", should_stop=lambda: next(polls, True))
-    (model / "tokenizer.json").write_text(
-        (model / "tokenizer.json").read_text(encoding="utf-8") + "\n", encoding="utf-8"
-    )
+    if file == "tokenizer.json":
+        (model / file).write_text((model / file).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    else:
+        tensors = load_file(model / file)
+        save_file({**tensors, "weights": 2 * tensors["weights"]}, model / file)
     with pytest.raises(SettingsChanged, match="run.json"):
         bootstrap(further(config, model), DATA, tmp_path / "run", resume=True, should_stop=lambda: False)
 
@@ -326,6 +329,16 @@ def test_what_can_not_be_trained_further_is_refused_by_name(config, checkpoint, 
     (narrow / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(StartingModelMissing, match="narrow can't be read"):
         bootstrap(further(config, narrow), DATA, tmp_path / "c", should_stop=lambda: False)
+
+
+@pytest.mark.parametrize("file", [STATIC_FILE, LEXICAL_FILE])
+def test_a_checkpoint_of_which_a_path_is_damaged_is_not_trained_further(file, config, checkpoint, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    whole = (model / file).read_bytes()
+    (model / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StartingModelMissing, match="can't be read"):
+        bootstrap(further(config, model), DATA, tmp_path / "run", should_stop=lambda: False)
 
 
 def test_a_version_whose_graph_is_damaged_is_not_trained_further(config, checkpoint, tmp_path):

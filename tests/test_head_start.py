@@ -19,10 +19,10 @@ import pytest
 from faulty_engine import SHIPPED
 
 from service.embedder import Embedder
-from service.engine import EngineConfig, EngineHost
+from service.engine import EngineConfig, EngineHost, Widths
 from service.engine_process import EngineProcess, order
 from service.engine_start import Started, start_worker
-from service.errors import EngineLost
+from service.errors import EngineFailed, EngineLost
 from service.head_start import head_start
 from service.metrics import Metrics
 from service.opening import candidates_for, config_of
@@ -60,7 +60,7 @@ def test_the_process_that_was_started_first_is_the_one_that_serves(started: Star
         assert (embedder.engine.pid, engines()) == (started.process.pid, 1)
         # A second one of the same kind is another process.
         embedder.engine.kill("test")
-        again = await open_host(first_choice(settings), embedder.model.spec.dimension)
+        again = await open_host(first_choice(settings), Widths(768, 384))
         assert isinstance(again, EngineProcess)
         assert again.pid != started.process.pid
         await again.close()
@@ -75,7 +75,7 @@ def test_a_process_that_opened_something_else_than_is_asked_for_is_ended(started
 
     async def story() -> EngineHost:
         other = dataclasses.replace(first_choice(settings), streams=1)
-        host = await open_host(other, 768)
+        host = await open_host(other, Widths(768, 384))
         vectors = await host.run([np.array([0, 5, 6, 2], dtype=np.int32)], lane="interactive")
         assert vectors.shape == (1, 768)
         await host.close()
@@ -102,7 +102,7 @@ def test_every_slot_reaches_the_process_in_its_lane(started: Started, streams: i
     row = np.array([0, 5, 6, 2], dtype=np.int32)
 
     async def story() -> list[int]:
-        host = await EngineProcess.opened(ordered, dimension=768)
+        host = await EngineProcess.opened(ordered, widths=Widths(768, 384))
         wanted = [host.run([row], lane=lane) for lane in ("interactive", "bulk") for _ in range(streams)]
         vectors = np.concatenate(await asyncio.gather(*wanted))
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -112,12 +112,27 @@ def test_every_slot_reaches_the_process_in_its_lane(started: Started, streams: i
     assert asyncio.run(story()) == [streams, streams]
 
 
+def test_states_of_another_width_than_the_version_says_fail_their_batch_and_vectors_go_on(started: Started) -> None:
+    settings = load_settings({"ME5_MODEL": str(SHIPPED), "ME5_ENGINE": "onnx", "ME5_CACHE_DIR": ""})
+    row = np.array([0, 5, 6, 2], dtype=np.int32)
+
+    async def story() -> tuple[int, ...]:
+        host = await EngineProcess.opened(order(first_choice(settings), started), widths=Widths(768, 100))
+        with pytest.raises(EngineFailed, match=r"shape \(4, 384\), wanted \(4, 100\)"):
+            await host.states([row], lane="interactive")
+        vectors = await host.run([row], lane="interactive")
+        await host.close()
+        return vectors.shape
+
+    assert asyncio.run(story()) == (1, 768)
+
+
 def test_a_process_that_can_not_open_the_model_says_why_in_one_line(started: Started) -> None:
     config = EngineConfig(str(SHIPPED.parent), "onnx", "fp32", "cpu", 1, 1)
 
     async def story() -> str:
         with pytest.raises(Exception, match="spec.json") as refused:
-            await EngineProcess.opened(order(config, started), dimension=768)
+            await EngineProcess.opened(order(config, started), widths=Widths(768, 384))
         return str(refused.value)
 
     assert "\n" not in asyncio.run(story())

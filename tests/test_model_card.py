@@ -14,10 +14,11 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from service.recipe.prompts import E5_PROMPTS
 from service.recipe.spec import file_sha256, load_spec, save_spec
-from training.card_facts import FACTS_FILE, SourceFacts, TrainingFacts, facts_of_run, language_codes
+from training.card_facts import FACTS_FILE, SourceFacts, TrainingFacts, facts_of_run, language_codes, read_figures
 from training.errors import ExportError
 from training.export import export
 from training.model_card import Card, cell, render, rewrite_card, write_checkpoint_card
+from training.sentence_folder import STATIC_FILE, weights_identity
 
 RUN = {
     "stage": "pretrain",
@@ -98,6 +99,23 @@ def test_figures_come_from_an_evaluation_of_this_model_and_of_no_other(checkpoin
     assert "protocol paper, computed by torch fp32" in text
     with pytest.raises(ExportError, match="other.json measured another model.*evaluate this model"):
         write_checkpoint_card(checkpoint, result=result_of(tmp_path / "other.json", "0" * 64))
+
+
+def test_of_two_checkpoints_with_the_same_layers_figures_are_of_the_one_whose_other_paths_were_measured(
+    tmp_path: Path,
+) -> None:
+    layers, static, other = "1" * 64, "2" * 64, "3" * 64
+    measured = result_of(tmp_path / "measured.json", layers)
+    document = json.loads(measured.read_text(encoding="utf-8"))
+    document["system"]["files"] |= {"model.safetensors": layers, STATIC_FILE: static}
+    measured.write_text(json.dumps(document), encoding="utf-8")
+    identity = weights_identity({"model.safetensors": layers, STATIC_FILE: static})
+    assert identity is not None
+    assert read_figures(measured, [identity]).means
+    for another in (layers, static, weights_identity({"model.safetensors": layers, STATIC_FILE: other})):
+        assert another is not None
+        with pytest.raises(ExportError, match="measured another model"):
+            read_figures(measured, [another])
 
 
 def test_a_version_keeps_what_its_checkpoint_was_made_from_and_takes_figures_later(

@@ -13,7 +13,7 @@ from faulty_engine import SHIPPED
 from tokenizers import Tokenizer
 
 from service.embedder import Embedder
-from service.engine import EngineConfig, EngineHost
+from service.engine import EngineConfig, EngineHost, Widths
 from service.engine_process import EngineProcess
 from service.errors import ModelFileError, SettingsError, StartupError
 from service.metrics import Metrics
@@ -27,8 +27,8 @@ def refusal_of(folder: Path) -> tuple[Exception, int]:
     opened: list[EngineHost] = []
     before = {child.pid for child in psutil.Process().children()}
 
-    async def open_host(config: EngineConfig, dimension: int) -> EngineHost:
-        opened.append(await EngineProcess.open(config, dimension=dimension))
+    async def open_host(config: EngineConfig, widths: Widths) -> EngineHost:
+        opened.append(await EngineProcess.open(config, widths=widths))
         return opened[-1]
 
     async def story() -> Exception:

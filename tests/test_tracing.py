@@ -23,7 +23,7 @@ from service import __version__
 from service.asking import Ask
 from service.batching import Lane
 from service.embedder import Embedder
-from service.engine import EngineConfig, EngineHost
+from service.engine import EngineConfig, EngineHost, Widths
 from service.metrics import Metrics
 from service.recipe.spec import ModelSpec
 from service.settings import Settings
@@ -408,8 +408,8 @@ class Remote(InThread):
 def test_a_host_on_another_machine_is_told_the_batchs_place() -> None:
     given: list[str | None] = []
 
-    async def open_remote(_: EngineConfig, dimension: int) -> EngineHost:
-        host = Remote(FaultyEngine(), dimension)
+    async def open_remote(_: EngineConfig, widths: Widths) -> EngineHost:
+        host = Remote(FaultyEngine(), widths.vector)
         host.name, host.given = "triton", given
         return host
 

@@ -14,6 +14,7 @@ from service.recipe.pooling import l2_normalize
 from service.recipe.spec import MODEL_FILE, load_spec
 from service.recipe.tokens import TokenBatch
 from service.settings import EngineName
+from training import two_paths_modules
 from training.collection import Vectors
 from training.export import Weights, export
 from training.fused_graph import fused_graph
@@ -81,6 +82,20 @@ def test_roles_whose_prompts_begin_alike_have_one_scale_and_the_same_product() -
     assert told_scales((0.25, 1.0), (6, 6)) == (0.5, 0.5)
 
 
+def test_sentence_transformers_module_tells_a_passage_as_we_do_in_a_text_of_one_token_too() -> None:
+    ours = draw_lexical_path(torch.ones(16, 1), WIDTH, (0.5, 1.0), 7, seed=1)
+    theirs = two_paths_modules.LexicalPath(vocab_size=16, high_rows=1, dimension=2, width=WIDTH)
+    theirs.load_state_dict(ours.state_dict())
+    for ids in (torch.tensor([[0, 6, 7, 5, 2], [0, 7, 6, 5, 2]]), torch.tensor([[7]])):
+        features = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "sentence_embedding": torch.ones(len(ids), 2),
+        }
+        found = theirs.forward(features)["sentence_embedding"]
+        torch.testing.assert_close(found[:, 2:], ours(ids, torch.ones_like(ids)))
+
+
 def test_a_text_of_tokens_without_weight_has_a_lexical_part_of_zeros() -> None:
     path = draw_lexical_path(torch.zeros(8, 1), WIDTH, (0.5, 1.0), 7, seed=1)
     assert not path(torch.tensor([[0, 5, 2]]), torch.ones(1, 3, dtype=torch.int64)).any()
@@ -106,7 +121,7 @@ def test_the_meaning_comes_first_and_has_length_one() -> None:
     torch.testing.assert_close(both, torch.tensor([[0.6, 0.8, 0.5, 0.0, 0.0, 0.0]]))
 
 
-def test_rare_tokens_weigh_most_special_ones_nothing_and_prefixes_next_to_nothing() -> None:
+def test_rare_tokens_weigh_most_special_ones_nothing_and_a_prefix_as_what_every_second_text_holds() -> None:
     # Token 4 in all of eight texts, twice in one; 5 in four; 6 in one; 7 in none; 8 and 9 are prefixes.
     texts = [[4, 4, 5, 6], [4, 5], [4, 5], [4, 5], *[[4]] * 4]
     starts = np.cumsum([0, *(len(text) for text in texts)])

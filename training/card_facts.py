@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import ExportError
+from training.sentence_folder import weights_identity
 
 # Beside a checkpoint's weights; and in a model version, what of it a card needs.
 MANIFEST_FILE, FACTS_FILE = "run.json", "training.json"
@@ -71,7 +72,11 @@ def facts_of_run(manifest: Mapping[str, object]) -> TrainingFacts:
         begins_with=_without_folders(str(begin)) if begin else None,
         steps=steps if isinstance(steps, int) else None,
         pairs_seen=seen if isinstance(seen := manifest.get("pairs_seen"), int) else None,
-        settings={key: flat[key] for key in SHOWN_SETTINGS if flat.get(key) is not None},
+        settings={
+            key: flat[key]
+            for key in SHOWN_SETTINGS
+            if flat.get(key) is not None and (flat.get("lexical_width") or not key.startswith("lexical_"))
+        },
         versions={key: str(value) for key, value in versions.items()},
         languages=language_codes(
             language for name in sources for language in _list(_object(sources, name), "languages")
@@ -102,14 +107,18 @@ def write_facts(checkpoint: Path, path: Path) -> None:
 def read_figures(path: Path, known_hashes: Iterable[str] = ()) -> Figures:
     """The means in a file of `python -m training evaluate --json`.
 
-    known_hashes: SHA-256 of the model's files. Raises ExportError where the figures are of none of them.
+    known_hashes: SHA-256 of the model's graphs, and identity_of_weights of its checkpoint. Raises ExportError where
+    the figures are of none of them.
     """
     raw = _read(path)
     model, means = _object(raw, "system"), _object(raw, "means")
     if not means:
         raise ExportError(f"{path} holds no figures; make them by `python -m training evaluate MODEL --json {path}`")
-    hashes = set(known_hashes)
-    if hashes and not hashes & set(map(str, _object(model, "files").values())):
+    hashes, files = set(known_hashes), {name: str(sha256) for name, sha256 in _object(model, "files").items()}
+    # One path of a checkpoint may be another's too; all of them are not.
+    of_checkpoint = weights_identity(files)
+    measured = {of_checkpoint} if of_checkpoint else set(files.values())
+    if hashes and not hashes & measured:
         raise ExportError(
             f"{path} measured another model ({model.get('name')}): none of its hashes is a file of this one; "
             "evaluate this model and give that file"

@@ -20,7 +20,7 @@ import onnx
 
 from service.engine import open_engine
 from service.recipe.golden import Golden, GoldenItem, save_golden
-from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, TOKENIZER_FILE, ModelSpec, file_sha256, save_spec
+from service.recipe.spec import GOLDEN_FILE, MODEL_FILE, TOKENIZER_FILE, ModelSpec, save_spec
 from service.recipe.tokens import load_tokenizer, pad
 from service.triton_config import keep_config
 from training.card_facts import read_figures
@@ -30,10 +30,10 @@ from training.float16_forms import Float16Form, add_float16
 from training.gate_texts import Texts
 from training.golden_texts import golden_texts
 from training.int8 import Int8Method, Int8Result, add_int8
-from training.model_card import WEIGHTS_FILE, keep_facts, write_version_card
+from training.model_card import keep_facts, write_version_card
 from training.parity import Parity, rank_agreement
 from training.quantize import NIBBLES, quantize_weights
-from training.sentence_folder import SentenceFolder, read_sentence_folder
+from training.sentence_folder import SentenceFolder, identity_of_weights, read_sentence_folder
 from training.sentence_model import SentenceModel, load_sentence_model, torch_run
 from training.tracing import EXTERNAL_ABOVE_BYTES, trace
 from training.versions import choose_version, unfinished_version
@@ -120,7 +120,7 @@ def export(
     target = choose_version(model_repo / name, version)
     if result is not None:
         # Now, and not when every form has been made and held to its texts.
-        read_figures(result, [file_sha256(checkpoint / WEIGHTS_FILE)])
+        read_figures(result, [identity_of_weights(checkpoint)])
     model = load_sentence_model(checkpoint)
     recipe = Recipe(load_tokenizer(checkpoint / TOKENIZER_FILE), folder.prompts, folder.max_tokens, folder.pad_id)
     golden = prove_with(torch_run(model), recipe, bounds(weights))
@@ -162,10 +162,9 @@ def prove_with(run: Run, recipe: Recipe, allowed: dict[str, float]) -> Golden:
 
 def describe_version(folder: SentenceFolder, name: str, weights: Weights, table_bits: Literal[4] | None) -> ModelSpec:
     """The spec of a version; its weights are named by their hash, since a path means nothing elsewhere."""
-    sha256 = file_sha256(folder.path / "model.safetensors")
     return ModelSpec(
         name=name,
-        source=f"checkpoint {folder.path.resolve().name}, model.safetensors sha256 {sha256}",
+        source=f"checkpoint {folder.path.resolve().name}, weights sha256 {identity_of_weights(folder.path)}",
         prompts=folder.prompts,
         dimension=folder.dimension,
         pooling="graph",

@@ -6,7 +6,7 @@ text the sum of its tokens' codes, rare tokens counting most: two texts' sums ha
 counts, with an error of 1 / √W (random projection, Achlioptas 2003). Nothing of this costs a parameter.
 
     code    = low[id mod 512] * high[id div 512]        products of independent signs are signs, pairwise independent
-    lexical = unit(Σ weight · code)                     weight: log(1 + texts / texts with the token)
+    lexical = unit(Σ weight · code)                     weight: log(1 + texts / (texts with the token + ½))
     vector  = unit([unit(meaning), scale · lexical])   scale: of the role, told by the prompt's first token
 
 Between two texts in the role of a query, a sentence and its translation or its contradiction, words say little; between
@@ -64,7 +64,10 @@ class LexicalPath(torch.nn.Module):
         self.register_buffer("passage_id", passage_id)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ids, mask: int64[B, T].   Returns float32[B, W], as long as the role wants; zeros where nothing weighs."""
+        """ids, mask: int64[B, T], padded on the right.
+
+        Returns float32[B, W], as long as the role wants; zeros where nothing weighs.
+        """
         # By floats: not every engine divides whole numbers.
         quotient = torch.floor(ids.float() / LOW_ROWS).long()
         low, high = functional.embedding(ids - quotient * LOW_ROWS, self.low), functional.embedding(quotient, self.high)

@@ -24,10 +24,9 @@ from training.card_facts import (
     read_figures,
     write_facts,
 )
-from training.sentence_folder import read_sentence_folder
+from training.sentence_folder import identity_of_weights, read_sentence_folder
 
 CARD_FILE = "README.md"
-WEIGHTS_FILE = "model.safetensors"
 TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual-e5")
 # What a hub takes as the name of a model.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,7 +68,7 @@ class Card:
 def write_checkpoint_card(folder: Path, *, licence: str = "other", result: Path | None = None) -> None:
     """Write the card of a checkpoint in the Sentence Transformers layout."""
     about = read_sentence_folder(folder)
-    hashes = [file_sha256(folder / WEIGHTS_FILE)] if result else []
+    hashes = [identity_of_weights(folder)] if result else []
     manifest = folder / MANIFEST_FILE
     facts = facts_of_run(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else None
     figures = read_figures(result, hashes) if result else None
@@ -82,7 +81,7 @@ def keep_facts(checkpoint: Path, version: Path, result: Path | None) -> None:
     """Copy what the card of a version needs from its checkpoint. Raises ExportError for figures of another model."""
     write_facts(checkpoint, version / FACTS_FILE)
     if result is not None:
-        keep_figures(result, version, [file_sha256(checkpoint / WEIGHTS_FILE)])
+        keep_figures(result, version, [identity_of_weights(checkpoint)])
 
 
 def keep_figures(result: Path, version: Path, known_hashes: Sequence[str]) -> None:
@@ -160,9 +159,10 @@ def _opening(card: Card) -> str:
     if card.lexical_width:
         static += (
             f". So are the first {card.dimension - card.lexical_width} numbers made, the meaning; the last "
-            f"{card.lexical_width} say which tokens the text holds, rare ones loudest, so that a name is found which "
-            "the model has no meaning for. Where vectors have to be small, cut these off and scale the rest to length "
-            f"one (`dimensions: {card.dimension - card.lexical_width}` of the gateway)"
+            f"{card.lexical_width} say which tokens the text holds, so that a name is found which the model has no "
+            "meaning for: the sum of a code of +1 and -1 for each token, rare ones loudest, longer in a passage than "
+            "in a query, which the prompt tells. Where vectors have to be small, cut these off and scale the rest to "
+            f"length one (`dimensions: {card.dimension - card.lexical_width}` of the gateway)"
         )
     return (
         f"# {cell(card.name)}\n\nTurns a text into a vector of {card.dimension} numbers and length one; texts of like "

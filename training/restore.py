@@ -20,8 +20,7 @@ from training.errors import ExportError, StartingModelMissing
 from training.graft import graft_encoder
 from training.graph_weights import Encoder, Linear, Norm, read_encoder
 from training.lexical_path import LexicalPath, load_lexical_path
-from training.model_card import WEIGHTS_FILE
-from training.sentence_folder import STATIC_FILE
+from training.sentence_folder import LEXICAL_FILE, STATIC_FILE, WEIGHTS_FILE
 from training.starting_model import StartingModel
 from training.static_path import StaticPath, load_static_path
 
@@ -36,13 +35,14 @@ class Restored:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that are read, a version's or a checkpoint's; first the one with the weights.
+    """The files that are read, a version's or a checkpoint's; first the one with the layers.
 
     Raises StartingModelMissing.
     """
     for names in ((MODEL_FILE, TOKENIZER_FILE), (WEIGHTS_FILE, STATIC_FILE, TOKENIZER_FILE)):
         if all((folder / name).is_file() for name in names):
-            return [folder / name for name in names]
+            lexical = [folder / LEXICAL_FILE]
+            return [folder / name for name in names] + [path for path in lexical if path.is_file()]
     raise StartingModelMissing(
         f"{folder} can't be trained further: begins_with must name a version in model_repo/, or a checkpoint of two "
         "paths in runs/"
@@ -51,12 +51,13 @@ def model_files(folder: Path) -> list[Path]:
 
 def restored_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of what is trained further. Raises StartingModelMissing."""
-    return load_tokenizer(model_files(folder)[-1])
+    model_files(folder)
+    return load_tokenizer(folder / TOKENIZER_FILE)
 
 
 def restored_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 by the name of each file that is read. Raises StartingModelMissing."""
-    return {path.name: file_sha256(path) for path in model_files(folder)}
+    """SHA-256 of each file that is read, by its path within the folder. Raises StartingModelMissing."""
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in model_files(folder)}
 
 
 def restored_name(folder: Path) -> str:
@@ -73,11 +74,11 @@ def restore(folder: Path, start: StartingModel) -> Restored:
     path = model_files(folder)[0]
     if path.name == WEIGHTS_FILE:
         try:
-            weights, static = load_file(path), load_static_path(folder)
-        except SafetensorError as error:
+            weights, static, lexical = load_file(path), load_static_path(folder), load_lexical_path(folder)
+        except (SafetensorError, KeyError) as error:
             raise StartingModelMissing(f"{folder} can't be read: {error}; take another checkpoint") from error
         assert static is not None
-        return Restored(_with_weights(start, weights, path), static, load_lexical_path(folder))
+        return Restored(_with_weights(start, weights, path), static, lexical)
     load_spec(folder)
     try:
         encoder = read_encoder(onnx.load(path))

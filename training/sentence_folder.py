@@ -6,16 +6,19 @@ prompts), modules.json and 1_Pooling/config.json. Only mean pooling is understoo
 exported as something it is not, so it is refused.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.recipe.prompts import Prompts
-from service.recipe.spec import TOKENIZER_FILE
+from service.recipe.spec import TOKENIZER_FILE, file_sha256
 from service.recipe.tokens import load_tokenizer
 from training.errors import CheckpointError
 
 LONGEST_INPUT_TOKENS = 512
+WEIGHTS_FILE = "model.safetensors"
 # The second path of models that have one, see static_path.py.
 STATIC_FILE = "2_StaticPath/model.safetensors"
 # And the third, see lexical_path.py.
@@ -34,6 +37,24 @@ class SentenceFolder:
     states_dimension: int
     max_tokens: int
     pad_id: int
+
+
+def weights_identity(hashes: Mapping[str, str]) -> str | None:
+    """What tells a checkpoint's weights from all others: the hash of their file, or one of the hashes of all paths.
+
+    hashes: SHA-256 by file within the checkpoint; other files than weights may be among them. None without any.
+    """
+    found = [hashes[name] for name in (WEIGHTS_FILE, STATIC_FILE, LEXICAL_FILE) if name in hashes]
+    return hashlib.sha256("".join(found).encode()).hexdigest() if len(found) > 1 else next(iter(found), None)
+
+
+def identity_of_weights(folder: Path) -> str:
+    """The same of a checkpoint. Raises CheckpointError where it has none."""
+    files = [name for name in (WEIGHTS_FILE, STATIC_FILE, LEXICAL_FILE) if (folder / name).is_file()]
+    identity = weights_identity({name: file_sha256(folder / name) for name in files})
+    if identity is None:
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; name a checkpoint with weights")
+    return identity
 
 
 def read_sentence_folder(path: Path) -> SentenceFolder:

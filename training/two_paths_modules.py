@@ -73,7 +73,10 @@ class StaticPath(_Path):
 
 
 class LexicalPath(_Path):
-    """Behind the meaning, scaled to length one, numbers that say which tokens the text holds."""
+    """Behind the meaning, scaled to length one, numbers that say which tokens the text holds.
+
+    Padding is on the right: the role is told by the second token.
+    """
 
     def __init__(self, vocab_size: int, high_rows: int, dimension: int, width: int) -> None:
         super().__init__()
@@ -93,7 +96,7 @@ class LexicalPath(_Path):
         lexical = torch.nn.functional.normalize((codes * weights).sum(dim=1), dim=1)
         meaning = torch.nn.functional.normalize(features["sentence_embedding"], dim=1)
         # A passage, told by its prompt, is scaled otherwise than a query.
-        scale = self.scales[(ids[:, 1] == self.passage_id[0]).long()]
+        scale = self.scales[(ids[:, 1:2] == self.passage_id).long().sum(dim=1)]
         features["sentence_embedding"] = torch.cat([meaning, scale * lexical], dim=1)
         return features
 

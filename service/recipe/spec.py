@@ -65,7 +65,7 @@ class ModelSpec:
     @property
     def states_dimension(self) -> int:
         """H, the length of a token's state."""
-        return self.hidden_size or self.dimension
+        return self.dimension if self.hidden_size is None else self.hidden_size
 
     @property
     def int8_engines(self) -> list[Literal["onnx", "openvino"]]:
@@ -127,8 +127,8 @@ def load_spec(folder: Path, *, verify: bool = True) -> ModelSpec:
         prompts = Prompts(**raw.pop("prompts"))
         spec = ModelSpec(prompts=prompts, inputs=tuple(raw.pop("inputs")), **raw)
         numbers = (spec.dimension, spec.states_dimension, spec.max_tokens)
-        if not (isinstance(spec.files, dict) and all(type(n) is int for n in numbers)):
-            raise TypeError("dimension, hidden_size and max_tokens must be whole numbers, files an object")
+        if not (isinstance(spec.files, dict) and all(type(n) is int and n > 0 for n in numbers)):
+            raise TypeError("dimension, hidden_size and max_tokens must be whole numbers above 0, files an object")
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{path} does not describe a model: {error}; export the model again") from error
     if verify:

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import uvloop
 
-from service.engine import EngineConfig, open_engine, usable_cores
+from service.engine import EngineConfig, Widths, open_engine, usable_cores
 from service.engine_process import EngineProcess
 from service.model import load_model
 from service.recipe.tokens import pad
@@ -28,7 +28,7 @@ async def main() -> None:
     model = load_model(settings.model, settings.model_repo)
     config = EngineConfig(str(model.folder), "onnx", "fp32", "cpu", usable_cores(), 1)
     here = open_engine(model.folder, model.spec, threads=config.threads)
-    child = await EngineProcess.open(config, dimension=model.spec.dimension)
+    child = await EngineProcess.open(config, widths=Widths(model.spec.dimension, model.spec.states_dimension))
     rng = np.random.default_rng(0)
     print("| rows × tokens | thread, ms | process, ms | difference, µs | of which tensors, µs |\n|---|--:|--:|--:|--:|")
     for count, width in SHAPES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from service.engine import EngineConfig, EngineHost
+from service.engine import EngineConfig, EngineHost, Widths
 from service.engine_process import EngineProcess
 from service.server import run
 from service.settings import load_settings
@@ -13,8 +13,8 @@ from service.settings import load_settings
 WORKER = (sys.executable, str(Path(__file__).parent / "faulty_worker.py"))
 
 
-async def open_faulty(config: EngineConfig, dimension: int) -> EngineHost:
-    return await EngineProcess.open(config, dimension=dimension, command=(*WORKER, sys.argv[1]))
+async def open_faulty(config: EngineConfig, widths: Widths) -> EngineHost:
+    return await EngineProcess.open(config, widths=widths, command=(*WORKER, sys.argv[1]))
 
 
 if __name__ == "__main__":
