@@ -107,7 +107,7 @@ def write_facts(checkpoint: Path, path: Path) -> None:
 def read_figures(path: Path, known_hashes: Iterable[str] = ()) -> Figures:
     """The means in a file of `python -m training evaluate --json`.
 
-    known_hashes: SHA-256 of the model's graphs, and identity_of_weights of its checkpoint. Raises ExportError where
+    known_hashes: SHA-256 of the model's graphs, and checkpoint_identity of its checkpoint. Raises ExportError where
     the figures are of none of them.
     """
     raw = _read(path)

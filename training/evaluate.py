@@ -26,7 +26,7 @@ from training.eval_shapes import Bitext, Classification, Clustering, EvalSet, Re
 from training.label_scores import classification_scores, clustering_scores, drawn_samples
 from training.protocol import Protocol, drawn_rows, sides
 from training.scores import Scored, bitext_scores, retrieval_scores, similarity_scores
-from training.sentence_folder import LEXICAL_FILE, STATIC_FILE, read_sentence_folder
+from training.sentence_folder import read_sentence_folder, weight_hashes
 from training.system import Identity, Nearness, Reading, Side, System
 from training.vectors import VectorSystem, prompts_by_role, takes_instructions
 
@@ -103,10 +103,7 @@ def open_model(
         recipe = Recipe(load_tokenizer(folder / TOKENIZER_FILE), facts.prompts, facts.max_tokens, facts.pad_id)
         model, weights = load_sentence_model(folder).to(device), folder / "model.safetensors"
         run, computed = torch_run(model, threads), ("torch", "fp32")
-        parts = ["config.json", "model.safetensors", TOKENIZER_FILE]
-        parts += [STATIC_FILE] if model.static is not None else []
-        parts += [LEXICAL_FILE] if model.lexical is not None else []
-        files = {file: file_sha256(folder / file) for file in parts}
+        files = {name: file_sha256(folder / name) for name in ("config.json", TOKENIZER_FILE)} | weight_hashes(folder)
         details = {"parameters": str(sum(each.numel() for each in model.parameters()))}
     else:
         raise CheckpointError(f"{folder} is neither a model version ({SPEC_FILE}, {MODEL_FILE}) nor a checkpoint")

@@ -33,7 +33,7 @@ from training.int8 import Int8Method, Int8Result, add_int8
 from training.model_card import keep_facts, write_version_card
 from training.parity import Parity, rank_agreement
 from training.quantize import NIBBLES, quantize_weights
-from training.sentence_folder import SentenceFolder, identity_of_weights, read_sentence_folder
+from training.sentence_folder import SentenceFolder, checkpoint_identity, read_sentence_folder
 from training.sentence_model import SentenceModel, load_sentence_model, torch_run
 from training.tracing import EXTERNAL_ABOVE_BYTES, trace
 from training.versions import choose_version, unfinished_version
@@ -120,7 +120,7 @@ def export(
     target = choose_version(model_repo / name, version)
     if result is not None:
         # Now, and not when every form has been made and held to its texts.
-        read_figures(result, [identity_of_weights(checkpoint)])
+        read_figures(result, [checkpoint_identity(checkpoint)])
     model = load_sentence_model(checkpoint)
     recipe = Recipe(load_tokenizer(checkpoint / TOKENIZER_FILE), folder.prompts, folder.max_tokens, folder.pad_id)
     golden = prove_with(torch_run(model), recipe, bounds(weights))
@@ -164,7 +164,7 @@ def describe_version(folder: SentenceFolder, name: str, weights: Weights, table_
     """The spec of a version; its weights are named by their hash, since a path means nothing elsewhere."""
     return ModelSpec(
         name=name,
-        source=f"checkpoint {folder.path.resolve().name}, weights sha256 {identity_of_weights(folder.path)}",
+        source=f"checkpoint {folder.path.resolve().name}, weights sha256 {checkpoint_identity(folder.path)}",
         prompts=folder.prompts,
         dimension=folder.dimension,
         pooling="graph",

@@ -24,7 +24,7 @@ from training.card_facts import (
     read_figures,
     write_facts,
 )
-from training.sentence_folder import identity_of_weights, read_sentence_folder
+from training.sentence_folder import checkpoint_identity, read_sentence_folder
 
 CARD_FILE = "README.md"
 TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual-e5")
@@ -68,7 +68,7 @@ class Card:
 def write_checkpoint_card(folder: Path, *, licence: str = "other", result: Path | None = None) -> None:
     """Write the card of a checkpoint in the Sentence Transformers layout."""
     about = read_sentence_folder(folder)
-    hashes = [identity_of_weights(folder)] if result else []
+    hashes = [checkpoint_identity(folder)] if result else []
     manifest = folder / MANIFEST_FILE
     facts = facts_of_run(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else None
     figures = read_figures(result, hashes) if result else None
@@ -81,7 +81,7 @@ def keep_facts(checkpoint: Path, version: Path, result: Path | None) -> None:
     """Copy what the card of a version needs from its checkpoint. Raises ExportError for figures of another model."""
     write_facts(checkpoint, version / FACTS_FILE)
     if result is not None:
-        keep_figures(result, version, [identity_of_weights(checkpoint)])
+        keep_figures(result, version, [checkpoint_identity(checkpoint)])
 
 
 def keep_figures(result: Path, version: Path, known_hashes: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from training.errors import ExportError, StartingModelMissing
 from training.graft import graft_encoder
 from training.graph_weights import Encoder, Linear, Norm, read_encoder
 from training.lexical_path import LexicalPath, load_lexical_path
-from training.sentence_folder import LEXICAL_FILE, STATIC_FILE, WEIGHTS_FILE
+from training.sentence_folder import LEXICAL_FILE, STATIC_FILE, WEIGHTS_FILE, weights_identity
 from training.starting_model import StartingModel
 from training.static_path import StaticPath, load_static_path
 
@@ -62,7 +62,8 @@ def restored_hashes(folder: Path) -> dict[str, str]:
 
 def restored_name(folder: Path) -> str:
     """The folder without the way to it, and which weights it held: `me5_nano/2, weights 6d47b3e0064f`."""
-    return f"{'/'.join(folder.resolve().parts[-2:])}, weights {file_sha256(model_files(folder)[0])[:12]}"
+    hashes = restored_hashes(folder)
+    return f"{'/'.join(folder.resolve().parts[-2:])}, weights {(weights_identity(hashes) or hashes[MODEL_FILE])[:12]}"
 
 
 def restore(folder: Path, start: StartingModel) -> Restored:

@@ -23,6 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 STATIC_FILE = "2_StaticPath/model.safetensors"
 # And the third, see lexical_path.py.
 LEXICAL_FILE = "3_LexicalPath/model.safetensors"
+WEIGHT_FILES = (WEIGHTS_FILE, STATIC_FILE, LEXICAL_FILE)
 INSTRUCT_HEAD, INSTRUCT_TAIL = "Instruct: ", "\nQuery: "
 
 
@@ -44,14 +45,18 @@ def weights_identity(hashes: Mapping[str, str]) -> str | None:
 
     hashes: SHA-256 by file within the checkpoint; other files than weights may be among them. None without any.
     """
-    found = [hashes[name] for name in (WEIGHTS_FILE, STATIC_FILE, LEXICAL_FILE) if name in hashes]
+    found = [hashes[name] for name in WEIGHT_FILES if name in hashes]
     return hashlib.sha256("".join(found).encode()).hexdigest() if len(found) > 1 else next(iter(found), None)
 
 
-def identity_of_weights(folder: Path) -> str:
-    """The same of a checkpoint. Raises CheckpointError where it has none."""
-    files = [name for name in (WEIGHTS_FILE, STATIC_FILE, LEXICAL_FILE) if (folder / name).is_file()]
-    identity = weights_identity({name: file_sha256(folder / name) for name in files})
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights that a checkpoint has."""
+    return {name: file_sha256(folder / name) for name in WEIGHT_FILES if (folder / name).is_file()}
+
+
+def checkpoint_identity(folder: Path) -> str:
+    """What tells a checkpoint from all others. Raises CheckpointError where it has no weights."""
+    identity = weights_identity(weight_hashes(folder))
     if identity is None:
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; name a checkpoint with weights")
     return identity
