@@ -341,6 +341,18 @@ def test_a_checkpoint_of_which_a_path_is_damaged_is_not_trained_further(file, co
         bootstrap(further(config, model), DATA, tmp_path / "run", should_stop=lambda: False)
 
 
+@pytest.mark.parametrize("file", [STATIC_FILE, LEXICAL_FILE])
+def test_a_checkpoint_of_which_a_path_is_of_another_vocabulary_is_not_trained_further(
+    file, config, checkpoint, tmp_path
+):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    tensors = load_file(model / file)
+    save_file({**tensors, "weights": tensors["weights"][:-1].clone()}, model / file)
+    with pytest.raises(StartingModelMissing, match="are not of one model"):
+        bootstrap(further(config, model), DATA, tmp_path / "run", should_stop=lambda: False)
+
+
 def test_a_version_whose_graph_is_damaged_is_not_trained_further(config, checkpoint, tmp_path):
     version = export(checkpoint, name="two", model_repo=tmp_path).folder
     (version / "model.onnx").write_bytes((version / "model.onnx").read_bytes()[:-1])

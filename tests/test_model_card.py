@@ -91,6 +91,13 @@ def test_the_card_says_prompts_sources_licences_steps_and_versions(checkpoint: P
     assert "## Evaluation" not in text
 
 
+def test_lexical_settings_are_told_of_models_that_have_such_a_path_alone() -> None:
+    scales = {"lexical_query_scale": 0.25, "lexical_passage_scale": 1.05, "static_share": 0.4}
+    for width, told in ((384, {"lexical_width", *scales}), (0, {"static_share"})):
+        facts = facts_of_run({"settings": {"distil": {"lexical_width": width, **scales}}})
+        assert set(facts.settings) == told
+
+
 def test_figures_come_from_an_evaluation_of_this_model_and_of_no_other(checkpoint: Path, tmp_path: Path) -> None:
     own = result_of(tmp_path / "own.json", file_sha256(checkpoint / "model.safetensors"))
     write_checkpoint_card(checkpoint, result=own)

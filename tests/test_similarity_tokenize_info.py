@@ -84,6 +84,7 @@ def test_info_has_teis_fields_and_ours(client: httpx.Client, spec: ModelSpec) ->
         "auto_truncate": True,
         "version": __version__,
         "dimension": spec.dimension,
+        "hidden_size": spec.states_dimension,
         "model_source": spec.source,
         "weights": spec.weights,
         "default_role": "query",

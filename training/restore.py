@@ -79,7 +79,9 @@ def restore(folder: Path, start: StartingModel) -> Restored:
         except (SafetensorError, KeyError) as error:
             raise StartingModelMissing(f"{folder} can't be read: {error}; take another checkpoint") from error
         assert static is not None
-        return Restored(_with_weights(start, weights, path), static, lexical)
+        restored = Restored(_with_weights(start, weights, path), static, lexical)
+        _check_rows(restored, folder)
+        return restored
     load_spec(folder)
     try:
         encoder = read_encoder(onnx.load(path))
@@ -99,6 +101,16 @@ def _lexical_of(encoder: Encoder) -> LexicalPath | None:
         return None
     arrays = parts.weights, parts.low, parts.high, parts.scales, parts.passage_id
     return LexicalPath(*(torch.from_numpy(array.copy()) for array in arrays))
+
+
+def _check_rows(restored: Restored, folder: Path) -> None:
+    rows = len(restored.bert.embeddings.word_embeddings.weight)
+    for part, file in ((restored.static, STATIC_FILE), (restored.lexical, LEXICAL_FILE)):
+        if part is not None and len(part.weights) != rows:
+            raise StartingModelMissing(
+                f"{folder / file} is of {len(part.weights)} tokens, the layers are of {rows}: they are not of one "
+                "model; take another checkpoint"
+            )
 
 
 def _with_weights(start: StartingModel, weights: dict[str, torch.Tensor], path: Path) -> BertModel:
